@@ -1,0 +1,2 @@
+//! Slowburn.
+fn main() {}
