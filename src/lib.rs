@@ -1,1 +1,9 @@
 //! Slowburn.
+pub mod time;
+pub mod endpoint;
+pub mod objective;
+pub mod histogram;
+pub mod counting;
+pub mod log;
+pub mod incident;
+pub mod judge;

@@ -1,0 +1,3 @@
+//! j
+pub mod burn;
+pub mod evidence;

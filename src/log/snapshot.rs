@@ -1,0 +1,111 @@
+//! The state at a position of the log, so that a start replays minutes and not months.
+//!
+//! `snapshots/POSITION.snapshot`: `SBSNAP`, version, crc32c of the rest, position, the state's bytes (its owner's). Written whole beside
+//! its place, synced, renamed, the folder synced; the two newest are kept. One that does not check is passed over: the log has all.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use super::failpoint;
+use super::file::{Error, io_error, sync_dir};
+use super::record::Position;
+
+const MAGIC: [u8; 8] = *b"SBSNAP\0\x01";
+const KEPT: usize = 2;
+
+/// Writes a file so that after a crash either the old or the new one is there.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let beside = path.with_extension("new");
+    let mut file = File::create(&beside).map_err(io_error("cannot create", &beside))?;
+    file.write_all(bytes).map_err(io_error("cannot write", &beside))?;
+    file.sync_all().map_err(io_error("cannot sync", &beside))?;
+    failpoint::pass("before rename");
+    fs::rename(&beside, path).map_err(io_error("cannot rename", &beside))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Writes the state as of (and with) a position and forgets all but the newest two.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write(data_dir: &Path, position: Position, state: &[u8]) -> Result<(), Error> {
+    let dir = data_dir.join("snapshots");
+    fs::create_dir_all(&dir).map_err(io_error("cannot create", &dir))?;
+    let mut bytes = MAGIC.to_vec();
+    let mut body = position.0.to_le_bytes().to_vec();
+    body.extend_from_slice(state);
+    bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+    bytes.extend_from_slice(&body);
+    write_whole(&dir.join(format!("{:020}.snapshot", position.0)), &bytes)?;
+    let all = list(data_dir)?;
+    for (_, path) in &all[..all.len().saturating_sub(KEPT)] {
+        fs::remove_file(path).map_err(io_error("cannot remove", path))?;
+    }
+    Ok(())
+}
+
+/// The snapshots there are, oldest first, whether they check or not.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn list(data_dir: &Path) -> Result<Vec<(Position, PathBuf)>, Error> {
+    let dir = data_dir.join("snapshots");
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir(&dir) else { return Ok(found) };
+    for entry in entries {
+        let path = entry.map_err(io_error("cannot list", &dir))?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+        if let Some(position) = name.strip_suffix(".snapshot").and_then(|n| n.parse().ok()) {
+            found.push((Position(position), path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The newest snapshot that checks, its position, and the paths of newer ones that do not.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn newest(data_dir: &Path) -> Result<(Option<(Position, Vec<u8>)>, Vec<PathBuf>), Error> {
+    let mut bad = Vec::new();
+    for (position, path) in list(data_dir)?.into_iter().rev() {
+        let bytes = fs::read(&path).map_err(io_error("cannot read", &path))?;
+        match check(&bytes) {
+            Some(state) => return Ok((Some((position, state.to_vec())), bad)),
+            None => bad.push(path),
+        }
+    }
+    Ok((None, bad))
+}
+
+fn check(bytes: &[u8]) -> Option<&[u8]> {
+    let body = bytes.strip_prefix(&MAGIC)?;
+    let crc = u32::from_le_bytes(body.get(..4)?.try_into().ok()?);
+    (crc32c::crc32c(&body[4..]) == crc).then_some(())?;
+    body.get(12..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_snapshot_is_passed_over_for_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        for p in 1..=3 {
+            write(dir.path(), Position(p), &[u8::try_from(p).unwrap(); 9]).unwrap();
+        }
+        assert_eq!(list(dir.path()).unwrap().len(), 2);
+        assert_eq!(newest(dir.path()).unwrap(), (Some((Position(3), vec![3; 9])), vec![]));
+        let path = list(dir.path()).unwrap()[1].1.clone();
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 4;
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(newest(dir.path()).unwrap(), (Some((Position(2), vec![2; 9])), vec![path]));
+    }
+}
