@@ -46,6 +46,7 @@ impl Outcome {
 }
 
 /// A count twice: with weights (a sampled request stands for several) and of observations (what evidence rests on).
+/// Counts stay at the largest number rather than begin again at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Tally {
     /// The sum of weights.
@@ -56,8 +57,8 @@ pub struct Tally {
 
 impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
-        self.weight += other.weight;
-        self.observed += other.observed;
+        self.weight = self.weight.saturating_add(other.weight);
+        self.observed = self.observed.saturating_add(other.observed);
     }
 }
 
@@ -72,7 +73,7 @@ impl std::ops::Add for Tally {
 impl std::ops::Sub for Tally {
     type Output = Self;
     fn sub(self, other: Self) -> Self {
-        Self { weight: self.weight - other.weight, observed: self.observed - other.observed }
+        Self { weight: self.weight.saturating_sub(other.weight), observed: self.observed.saturating_sub(other.observed) }
     }
 }
 
@@ -219,6 +220,13 @@ impl Cell {
         self.sum_us = self.sum_us.saturating_add(other.sum_us);
         self.passed.merge(&other.passed);
         self.failed.merge(&other.failed);
+    }
+
+    /// It without its histograms: what judging by exact counts needs.
+    #[must_use]
+    pub fn counts_only(&self) -> Self {
+        let empty = || Histogram::new(self.passed.digits());
+        Self { outcomes: self.outcomes, sum_us: self.sum_us, thresholds: self.thresholds.clone(), passed: empty(), failed: empty() }
     }
 
     /// Appends its bytes: a flag (1: observations equal weights), outcomes, sum, thresholds, the two histograms.

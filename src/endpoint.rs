@@ -66,6 +66,12 @@ impl hashbrown::Equivalent<EndpointKey> for KeyRef<'_> {
     }
 }
 
+impl hashbrown::Equivalent<std::sync::Arc<EndpointKey>> for KeyRef<'_> {
+    fn equivalent(&self, key: &std::sync::Arc<EndpointKey>) -> bool {
+        self.equivalent(&**key)
+    }
+}
+
 impl EndpointKey {
     /// It, borrowed; hashes alike.
     #[must_use]

@@ -7,3 +7,4 @@ pub mod counting;
 pub mod log;
 pub mod incident;
 pub mod judge;
+pub mod history;

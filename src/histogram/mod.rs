@@ -47,7 +47,7 @@ impl Histogram {
     /// How many values it holds.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|b| b.1).sum()
+        self.buckets.iter().fold(0, |sum, b| u64::saturating_add(sum, b.1))
     }
 
     /// Whether it holds nothing.
@@ -66,9 +66,9 @@ impl Histogram {
             return;
         }
         match self.buckets.last_mut() {
-            Some(last) if last.0 == bucket => last.1 += count,
+            Some(last) if last.0 == bucket => last.1 = last.1.saturating_add(count),
             Some(last) if last.0 > bucket => match self.buckets.binary_search_by_key(&bucket, |b| b.0) {
-                Ok(at) => self.buckets[at].1 += count,
+                Ok(at) => self.buckets[at].1 = self.buckets[at].1.saturating_add(count),
                 Err(at) => self.buckets.insert(at, (bucket, count)),
             },
             _ => self.buckets.push((bucket, count)),
@@ -96,7 +96,7 @@ impl Histogram {
                 std::cmp::Ordering::Less => merged.extend(a.next()),
                 std::cmp::Ordering::Greater => merged.extend(b.next()),
                 std::cmp::Ordering::Equal => {
-                    merged.push((x.0, x.1 + y.1));
+                    merged.push((x.0, x.1.saturating_add(y.1)));
                     a.next();
                     b.next();
                 }

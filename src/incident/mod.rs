@@ -220,8 +220,8 @@ pub struct Incident {
     pub resolved_at: Option<Timestamp>,
     /// Who took it on.
     pub acked: Option<Ack>,
-    /// Whether anybody was told, or it was silenced or has no receiver so far.
-    pub told: bool,
+    /// The line (from 0) with which its receivers were told first; `None` while it is silenced.
+    pub told_line: Option<u32>,
     /// Its moves: when, what, how severe.
     pub timeline: Vec<Move>,
     /// The last numbers.
@@ -259,12 +259,33 @@ impl Incident {
             updated_at: line.at,
             resolved_at: None,
             acked: None,
-            told: false,
+            told_line: None,
             timeline: Vec::new(),
             evidence: line.evidence.clone(),
         };
         incident.moved(line);
         incident
+    }
+
+    /// The line that says how it stands.
+    #[must_use]
+    pub fn line(&self, at: Timestamp, event: Event) -> Transition {
+        Transition {
+            at,
+            event,
+            id: self.id.clone(),
+            kind: self.kind,
+            severity: self.severity,
+            service: self.service.clone(),
+            env: self.env.clone(),
+            method: self.method.clone(),
+            route: self.route.clone(),
+            summary: self.summary.clone(),
+            breach_at: None,
+            breach_from: None,
+            breach_to: None,
+            evidence: self.evidence.clone(),
+        }
     }
 
     /// Takes in a further line.
