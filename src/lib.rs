@@ -8,3 +8,4 @@ pub mod log;
 pub mod incident;
 pub mod judge;
 pub mod history;
+pub mod ingest;

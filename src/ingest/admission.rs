@@ -1,0 +1,333 @@
+//! What one line says, checked: the endpoint, the time, the durations, the outcome. A line is taken whole or refused with its reason.
+
+use std::borrow::Cow;
+
+use hashbrown::HashMap;
+
+use super::json::{Line, Ts};
+use super::{Batch, Detail, Fate, InFlight, Item};
+use crate::counting::{Outcome, Span, Tally};
+use crate::endpoint::{EndpointKey, KeyRef, PathTemplates, check_part};
+use crate::histogram::{codec, grid::VALUE_US_MAX};
+use crate::time::{Slot, Timestamp};
+
+/// Refusals that are named in an answer; all are counted.
+pub const ERRORS_MAX: usize = 100;
+
+/// The largest weight of one timing.
+pub const WEIGHT_MAX: u64 = 1_000_000;
+
+/// The largest count of one value.
+pub const COUNT_MAX: u64 = 1_000_000_000;
+
+/// The longest `trace_id`, `actor` or `key`, in bytes.
+pub const DETAIL_BYTES_MAX: usize = 256;
+
+/// Which times are taken, from the server's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeLimits {
+    /// Now.
+    pub now: Timestamp,
+    /// How old a timing may be, in milliseconds.
+    pub past_ms: i64,
+    /// How far ahead, in milliseconds.
+    pub future_ms: i64,
+}
+
+/// The contract's limits: 24 h back, 2 min ahead.
+pub const PAST_MS: i64 = 86_400_000;
+/// See [`PAST_MS`].
+pub const FUTURE_MS: i64 = 120_000;
+
+/// Why a line is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// How it is counted.
+    pub fate: Fate,
+    /// What was expected.
+    pub reason: String,
+}
+
+fn malformed(reason: impl Into<String>) -> Refused {
+    Refused { fate: Fate::Malformed, reason: reason.into() }
+}
+
+/// Takes lines into a batch.
+#[derive(Debug)]
+pub struct Admission<'a> {
+    templates: &'a PathTemplates,
+    limits: TimeLimits,
+    places: HashMap<EndpointKey, u32, foldhash::quality::RandomState>,
+    /// What was taken so far.
+    pub batch: Batch,
+}
+
+impl<'a> Admission<'a> {
+    /// One with an empty batch.
+    #[must_use]
+    pub fn new(templates: &'a PathTemplates, limits: TimeLimits) -> Self {
+        Self { templates, limits, places: HashMap::default(), batch: Batch::default() }
+    }
+
+    /// The server's clock moved on.
+    pub fn set_now(&mut self, now: Timestamp) {
+        self.limits.now = now;
+    }
+
+    /// Takes a line or refuses it, and counts which. `at` is its place in the body, from 0.
+    pub fn line(&mut self, at: usize, line: Result<Line<'_>, String>) {
+        let taken = line.map_err(malformed).and_then(|line| self.take(&line));
+        if let Err(refused) = taken {
+            self.refuse(at, refused);
+        }
+    }
+
+    fn refuse(&mut self, at: usize, refused: Refused) {
+        self.batch.rejected += 1;
+        self.batch.refused[refused.fate as usize] += 1;
+        if self.batch.errors.len() < ERRORS_MAX {
+            self.batch.errors.push((at, refused.reason));
+        }
+    }
+
+    fn take(&mut self, line: &Line<'_>) -> Result<(), Refused> {
+        if line.in_flight.is_some() {
+            return self.take_in_flight(line);
+        }
+        let route = match (&line.route, &line.path) {
+            (Some(route), _) => Cow::Borrowed(&*route.0),
+            (None, Some(path)) => {
+                check_part("path", &path.0, true).map_err(|e| malformed(e.to_string()))?;
+                Cow::Owned(self.templates.route_of(&path.0))
+            }
+            (None, None) => return Err(malformed("one of `route` and `path` is required")),
+        };
+        let text = |part: &'_ Option<super::json::Text<'_>>| part.as_ref().map_or(String::new(), |t| t.0.to_string());
+        let (service, env, method) = (text(&line.service), text(&line.env), text(&line.method));
+        let kind = line.kind.as_ref().map_or("http", |k| &*k.0);
+        let key = KeyRef { service: &service, env: &env, kind, method: &method, route: &route };
+        for (name, part, required) in [("service", key.service, true), ("route", key.route, true), ("env", key.env, false), ("kind", key.kind, true), ("method", key.method, false)] {
+            check_part(name, part, required).map_err(|e| malformed(e.to_string()))?;
+        }
+        let ts = self.time(line.ts.as_ref())?;
+        let outcome = outcome(line)?;
+        let weight = line.weight.unwrap_or(1);
+        if !(1..=WEIGHT_MAX).contains(&weight) {
+            return Err(malformed(format!("`weight` is {weight}, expected a whole number from 1 to {WEIGHT_MAX}")));
+        }
+        let spans = durations(line)?;
+        let detail = detail(line)?;
+        let longest_us = spans.iter().map(|s| s.0.highest_us).max().unwrap_or(0);
+        let place = self.place(key, line.critical.unwrap_or(false));
+        let slot = Slot::containing(ts);
+        for (span, count) in spans {
+            self.batch.items.push(Item { key: place, slot, outcome, span, tally: Tally { weight: weight.saturating_mul(count), observed: count } });
+        }
+        if let Some((trace_id, actor, key, starts)) = detail {
+            self.batch.details.push(Detail { endpoint: place, ts, outcome, duration_us: longest_us, trace_id, actor, key, starts });
+        }
+        self.batch.accepted += 1;
+        Ok(())
+    }
+
+    fn place(&mut self, key: KeyRef<'_>, critical: bool) -> u32 {
+        let place = if let Some(place) = self.places.get(&key) {
+            *place
+        } else {
+            let place = u32::try_from(self.batch.keys.len()).expect("a body has fewer lines than u32");
+            self.places.insert(key.to_key(), place);
+            self.batch.keys.push((key.to_key(), false));
+            place
+        };
+        self.batch.keys[place as usize].1 |= critical;
+        place
+    }
+
+    fn time(&self, ts: Option<&Ts<'_>>) -> Result<Timestamp, Refused> {
+        let TimeLimits { now, past_ms, future_ms } = self.limits;
+        let ts = match ts {
+            None => return Ok(now),
+            Some(Ts::Ms(ms)) => Timestamp(*ms),
+            Some(Ts::Text(text)) => Timestamp::parse(text).map_err(|e| malformed(format!("`ts`: {e}")))?,
+        };
+        if ts.0 < now.0.saturating_sub(past_ms) {
+            return Err(Refused { fate: Fate::Late, reason: format!("`ts` is {ts}, more than {} before the server's clock", crate::time::humanize_ms(past_ms)) });
+        }
+        if ts.0 > now.0.saturating_add(future_ms) {
+            return Err(Refused { fate: Fate::Early, reason: format!("`ts` is {ts}, more than {} ahead of the server's clock", crate::time::humanize_ms(future_ms)) });
+        }
+        Ok(ts)
+    }
+
+    fn take_in_flight(&mut self, line: &Line<'_>) -> Result<(), Refused> {
+        let mut taken = Vec::new();
+        for running in line.in_flight.as_deref().unwrap_or_default() {
+            let text = |part: &Option<super::json::Text<'_>>| part.as_ref().map_or(String::new(), |t| t.0.to_string());
+            let running = InFlight {
+                service: text(&running.service),
+                env: text(&running.env),
+                method: text(&running.method),
+                route: text(&running.route),
+                age_ms: running.age_ms.unwrap_or(0),
+                n: running.n.unwrap_or(1),
+            };
+            for (name, part, required) in [("service", &running.service, true), ("route", &running.route, true), ("env", &running.env, false), ("method", &running.method, false)] {
+                check_part(name, part, required).map_err(|e| malformed(format!("`in_flight`: {e}")))?;
+            }
+            taken.push(running);
+        }
+        self.batch.in_flight.extend(taken);
+        Ok(())
+    }
+}
+
+fn outcome(line: &Line<'_>) -> Result<Outcome, Refused> {
+    let by_status = match line.status {
+        None => Outcome::Ok,
+        Some(100..=399) => Outcome::Ok,
+        Some(400..=499) => Outcome::ClientError,
+        Some(500..=599) => Outcome::Error,
+        Some(other) => return Err(malformed(format!("`status` is {other}, expected 100 to 599"))),
+    };
+    match line.outcome.as_ref().map(|o| &*o.0) {
+        None => Ok(by_status),
+        Some(name) => Outcome::ALL
+            .into_iter()
+            .find(|o| o.name() == name)
+            .ok_or_else(|| malformed(format!("`outcome` is {name:?}, expected ok, client_error, error or timeout"))),
+    }
+}
+
+/// The durations of a line with how often each was seen.
+fn durations(line: &Line<'_>) -> Result<Vec<(Span, u64)>, Refused> {
+    let given = [line.duration_ms.is_some(), line.duration_s.is_some(), line.duration_us.is_some(), line.values_us.is_some(), line.hdr.is_some()];
+    if given.iter().filter(|g| **g).count() != 1 {
+        return Err(malformed("expected exactly one of duration_ms, duration_s, duration_us, values_us, hdr"));
+    }
+    for (value, us_each) in [(line.duration_us, 1.0), (line.duration_ms, 1e3), (line.duration_s, 1e6)] {
+        if let Some(value) = value {
+            return whole_us(value * us_each).map(|us| vec![(Span::exact(us), 1)]);
+        }
+    }
+    let mut spans = Vec::new();
+    for &(value, count) in line.values_us.as_deref().unwrap_or_default() {
+        check_count(count)?;
+        spans.push((Span::exact(whole_us(value)?), count));
+    }
+    if let Some(hdr) = &line.hdr {
+        for (lowest_us, highest_us, count) in codec::buckets_of_v2(&hdr.0).map_err(|e| malformed(format!("`hdr`: {e}")))? {
+            check_count(count)?;
+            let limited = |us: u64| us.min(VALUE_US_MAX);
+            if lowest_us > VALUE_US_MAX {
+                return Err(malformed("`hdr` has a value over 7 days: expected microseconds"));
+            }
+            spans.push((Span { lowest_us: limited(lowest_us), highest_us: limited(highest_us) }, count));
+        }
+    }
+    if spans.is_empty() { Err(malformed("no value: expected at least one")) } else { Ok(spans) }
+}
+
+fn check_count(count: u64) -> Result<(), Refused> {
+    if (1..=COUNT_MAX).contains(&count) { Ok(()) } else { Err(malformed(format!("a count is {count}, expected a whole number from 1 to {COUNT_MAX}"))) }
+}
+
+/// Rounds half up to whole microseconds, 0 to 7 days.
+fn whole_us(us: f64) -> Result<u64, Refused> {
+    let rounded = (us + 0.5).floor();
+    #[expect(clippy::cast_precision_loss, reason = "7 days in microseconds is far below 2^53")]
+    if !(us >= 0.0 && rounded <= VALUE_US_MAX as f64) {
+        return Err(malformed(format!("a duration is {us} us, expected 0 to 7 days")));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
+    Ok(rounded as u64)
+}
+
+type DetailParts = (Option<String>, Option<String>, Option<String>, bool);
+
+fn detail(line: &Line<'_>) -> Result<Option<DetailParts>, Refused> {
+    let starts = match line.stage.as_ref().map(|s| &*s.0) {
+        None | Some("end") => false,
+        Some("start") => true,
+        Some(other) => return Err(malformed(format!("`stage` is {other:?}, expected start or end"))),
+    };
+    let part = |name: &'static str, text: &Option<super::json::Text<'_>>| match text {
+        Some(t) if t.0.len() > DETAIL_BYTES_MAX => Err(malformed(format!("`{name}` is longer than {DETAIL_BYTES_MAX} bytes"))),
+        Some(t) => check_part(name, &t.0, false).map_err(|e| malformed(e.to_string())).map(|()| Some(t.0.to_string())),
+        None => Ok(None),
+    };
+    let (trace_id, actor, key) = (part("trace_id", &line.trace_id)?, part("actor", &line.actor)?, part("key", &line.key)?);
+    let any = trace_id.is_some() || actor.is_some() || key.is_some();
+    Ok(any.then_some((trace_id, actor, key, starts)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admitted(body: &str) -> Batch {
+        let templates = PathTemplates::default();
+        let limits = TimeLimits { now: Timestamp(1_766_534_400_000), past_ms: PAST_MS, future_ms: FUTURE_MS };
+        let mut admission = Admission::new(&templates, limits);
+        super::super::json::read_ndjson(body.as_bytes(), &mut admission);
+        admission.batch
+    }
+
+    fn reason(line: &str) -> String {
+        let batch = admitted(line);
+        assert_eq!((batch.accepted, batch.rejected), (0, 1), "{line}");
+        batch.errors[0].1.clone()
+    }
+
+    #[test]
+    fn each_line_is_taken_whole_or_refused_with_its_reason() {
+        let long = "a".repeat(5_000);
+        for (line, part) in [
+            (r#"{"service":"s","route":"/a"}"#.to_owned(), "exactly one of duration_ms"),
+            (r#"{"route":"/a","duration_ms":1}"#.to_owned(), "`service` is required"),
+            (r#"{"service":"s","duration_ms":1}"#.to_owned(), "one of `route` and `path`"),
+            (r#"{"service":"s","route":"","duration_ms":1}"#.to_owned(), "`route` is required"),
+            (format!(r#"{{"service":"s","route":"{long}","duration_ms":1}}"#), "longer than 512"),
+            (r#"{"service":"s","route":"a\u0000b","duration_ms":1}"#.to_owned(), "control character"),
+            (r#"{"service":"s","route":"/a","duration_ms":-1}"#.to_owned(), "0 to 7 days"),
+            (r#"{"service":"s","route":"/a","duration_s":604801}"#.to_owned(), "0 to 7 days"),
+            (r#"{"service":"s","route":"/a","duration_ms":1e400}"#.to_owned(), "number out of range"),
+            (r#"{"service":"s","route":"/a","duration_ms":NaN}"#.to_owned(), "expected"),
+            (r#"{"service":"s","route":"/a","duration_ms":"fast"}"#.to_owned(), "invalid type"),
+            (r#"{"service":"s","route":"/a","duration_ms":1,"status":42}"#.to_owned(), "100 to 599"),
+            (r#"{"service":"s","route":"/a","duration_ms":1,"outcome":"meh"}"#.to_owned(), "expected ok"),
+            (r#"{"service":"s","route":"/a","duration_ms":1,"weight":0}"#.to_owned(), "weight"),
+            (r#"{"service":"s","route":"/a","duration_ms":1,"ts":1735000000000}"#.to_owned(), "before the server's clock"),
+            (r#"{"service":"s","route":"/a","duration_ms":1,"ts":"2026-12-24T00:00:00Z"}"#.to_owned(), "ahead of the server's clock"),
+            (r#"{"service":"s","route":"/a","values_us":[]}"#.to_owned(), "at least one"),
+            (r#"{"service":"s","route":"/a","values_us":[[5,0]]}"#.to_owned(), "a count is 0"),
+            (r#"{"service":"s","route":"/a","hdr":"AAAA"}"#.to_owned(), "HdrHistogram"),
+            (r#"{"service":"s","route":"/a","duration_ms":1,"stage":"middle"}"#.to_owned(), "start or end"),
+            ("[1]".to_owned(), "invalid type"),
+            ("{".to_owned(), "EOF"),
+        ] {
+            assert!(reason(&line).contains(part), "{line}: {}", reason(&line));
+        }
+    }
+
+    #[test]
+    fn a_duration_is_rounded_once_half_up() {
+        for (text, us) in [(r#""duration_ms":182.4"#, 182_400), (r#""duration_us":1.5"#, 2), (r#""duration_us":1.49"#, 1), (r#""duration_s":0.0000005"#, 1), (r#""duration_ms":0"#, 0)] {
+            let batch = admitted(&format!(r#"{{"service":"s","route":"/a",{text}}}"#));
+            assert_eq!(batch.items[0].span, Span::exact(us), "{text}");
+        }
+    }
+
+    #[test]
+    fn weights_multiply_and_evidence_counts_observations() {
+        let batch = admitted(r#"{"service":"s","route":"/a","values_us":[[10,3],[20,1]],"weight":10,"actor":"ann","key":"k1","stage":"start"}"#);
+        assert_eq!(batch.items.iter().map(|i| i.tally).collect::<Vec<_>>(), [Tally { weight: 30, observed: 3 }, Tally { weight: 10, observed: 1 }]);
+        assert_eq!(batch.details.len(), 1);
+        assert!(batch.details[0].starts);
+    }
+
+    #[test]
+    fn in_flight_lines_are_kept_and_are_no_timings() {
+        let batch = admitted(r#"{"in_flight":[{"service":"s","route":"/a","method":"POST","age_ms":31000,"n":4}]}"#);
+        assert_eq!((batch.accepted, batch.rejected, batch.in_flight.len()), (0, 0, 1));
+    }
+}

@@ -1,0 +1,128 @@
+//! Taking timings in: [`json`] reads the bytes, [`admission`] says what each line is and which are refused, [`batch_keys`] knows what was already taken.
+//! What comes out is a [`Batch`]; `run` commits it.
+
+pub mod admission;
+pub mod batch_keys;
+pub mod json;
+
+use serde::{Deserialize, Serialize};
+
+use crate::counting::{Outcome, Span, Tally};
+use crate::endpoint::{EndpointId, EndpointKey};
+use crate::time::{Slot, Timestamp};
+
+/// How a timing ended at the door. Each ends in exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// Counted, in time.
+    Accepted,
+    /// Counted before, under the same key.
+    Duplicate,
+    /// Its slot was judged already: counted in history; or over 24 h old: refused.
+    Late,
+    /// More than 2 min ahead: refused.
+    Early,
+    /// Cannot be read: refused.
+    Malformed,
+    /// Its endpoint is beyond a limit: counted under the overflow endpoint.
+    OverLimit,
+    /// Not taken for lack of room.
+    Shed,
+}
+
+impl Fate {
+    /// All of them.
+    pub const ALL: [Self; 7] = [Self::Accepted, Self::Duplicate, Self::Late, Self::Early, Self::Malformed, Self::OverLimit, Self::Shed];
+
+    /// Its label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Late => "late",
+            Self::Early => "early",
+            Self::Malformed => "malformed",
+            Self::OverLimit => "over_limit",
+            Self::Shed => "shed",
+        }
+    }
+}
+
+/// Timings by [`Fate`], in its order.
+pub type Fates = [u64; 7];
+
+/// Requests that ended alike, of one key of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The place of the endpoint in [`Batch::keys`].
+    pub key: u32,
+    /// When.
+    pub slot: Slot,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub span: Span,
+    /// How many.
+    pub tally: Tally,
+}
+
+/// What a timing says beside its duration. Kept in the log for what judges by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detail<E = EndpointId> {
+    /// Of which endpoint.
+    pub endpoint: E,
+    /// When.
+    pub ts: Timestamp,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How long it took at most, in microseconds.
+    pub duration_us: u64,
+    /// The trace.
+    pub trace_id: Option<String>,
+    /// Who waited.
+    pub actor: Option<String>,
+    /// The unit of work.
+    pub key: Option<String>,
+    /// Whether the unit of work starts here (else it ends).
+    pub starts: bool,
+}
+
+/// Requests that still run, as a sender said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InFlight {
+    /// The service.
+    pub service: String,
+    /// The environment.
+    pub env: String,
+    /// The method.
+    pub method: String,
+    /// The route.
+    pub route: String,
+    /// For how long, in milliseconds.
+    pub age_ms: u64,
+    /// How many.
+    pub n: u64,
+}
+
+/// A body that was read: what is taken of it and what is not.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// The endpoints in it, and whether the sender marked them critical.
+    pub keys: Vec<(EndpointKey, bool)>,
+    /// What is counted.
+    pub items: Vec<Item>,
+    /// What is kept beside; the endpoint is a place in `keys`.
+    pub details: Vec<Detail<u32>>,
+    /// What still runs.
+    pub in_flight: Vec<InFlight>,
+    /// Lines taken.
+    pub accepted: u64,
+    /// Lines refused.
+    pub rejected: u64,
+    /// The first refusals: place and reason.
+    pub errors: Vec<(usize, String)>,
+    /// Refused timings by fate.
+    pub refused: Fates,
+}
