@@ -1,11 +1,17 @@
 //! Slowburn.
+
 pub mod time;
 pub mod endpoint;
 pub mod objective;
 pub mod histogram;
 pub mod counting;
 pub mod log;
+pub mod ingest;
+pub mod history;
 pub mod incident;
 pub mod judge;
-pub mod history;
-pub mod ingest;
+pub mod machine;
+pub mod notify;
+pub mod config;
+pub mod run;
+pub mod cli;

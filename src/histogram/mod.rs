@@ -89,6 +89,13 @@ impl Histogram {
             self.merge(&other.coarsened());
             return;
         }
+        // A few values into a full histogram: put each in its place, copy nothing.
+        if other.buckets.len() * 8 < self.buckets.len() {
+            for &(bucket, count) in &other.buckets {
+                self.record_bucket(bucket, count);
+            }
+            return;
+        }
         let mut merged = Vec::with_capacity(self.buckets.len() + other.buckets.len());
         let (mut a, mut b) = (self.buckets.iter().peekable(), other.buckets.iter().peekable());
         while let (Some(x), Some(y)) = (a.peek(), b.peek()) {

@@ -74,6 +74,15 @@ impl<'a> Admission<'a> {
         self.limits.now = now;
     }
 
+    /// Hands on what was taken since the last time, without forgetting the endpoints: their places stay.
+    pub fn clear_items(&mut self) {
+        self.batch.items.clear();
+        self.batch.details.clear();
+        self.batch.in_flight.clear();
+        self.batch.errors.clear();
+        self.batch.refused = Default::default();
+    }
+
     /// Takes a line or refuses it, and counts which. `at` is its place in the body, from 0.
     pub fn line(&mut self, at: usize, line: Result<Line<'_>, String>) {
         let taken = line.map_err(malformed).and_then(|line| self.take(&line));
@@ -102,10 +111,8 @@ impl<'a> Admission<'a> {
             }
             (None, None) => return Err(malformed("one of `route` and `path` is required")),
         };
-        let text = |part: &'_ Option<super::json::Text<'_>>| part.as_ref().map_or(String::new(), |t| t.0.to_string());
-        let (service, env, method) = (text(&line.service), text(&line.env), text(&line.method));
         let kind = line.kind.as_ref().map_or("http", |k| &*k.0);
-        let key = KeyRef { service: &service, env: &env, kind, method: &method, route: &route };
+        let key = KeyRef { service: text(&line.service), env: text(&line.env), kind, method: text(&line.method), route: &route };
         for (name, part, required) in [("service", key.service, true), ("route", key.route, true), ("env", key.env, false), ("kind", key.kind, true), ("method", key.method, false)] {
             check_part(name, part, required).map_err(|e| malformed(e.to_string()))?;
         }
@@ -162,12 +169,11 @@ impl<'a> Admission<'a> {
     fn take_in_flight(&mut self, line: &Line<'_>) -> Result<(), Refused> {
         let mut taken = Vec::new();
         for running in line.in_flight.as_deref().unwrap_or_default() {
-            let text = |part: &Option<super::json::Text<'_>>| part.as_ref().map_or(String::new(), |t| t.0.to_string());
             let running = InFlight {
-                service: text(&running.service),
-                env: text(&running.env),
-                method: text(&running.method),
-                route: text(&running.route),
+                service: text(&running.service).to_owned(),
+                env: text(&running.env).to_owned(),
+                method: text(&running.method).to_owned(),
+                route: text(&running.route).to_owned(),
                 age_ms: running.age_ms.unwrap_or(0),
                 n: running.n.unwrap_or(1),
             };
@@ -179,6 +185,10 @@ impl<'a> Admission<'a> {
         self.batch.in_flight.extend(taken);
         Ok(())
     }
+}
+
+fn text<'l>(part: &'l Option<super::json::Text<'_>>) -> &'l str {
+    part.as_ref().map_or("", |t| &*t.0)
 }
 
 fn outcome(line: &Line<'_>) -> Result<Outcome, Refused> {

@@ -3,6 +3,8 @@
 
 pub mod admission;
 pub mod batch_keys;
+pub mod commit;
+pub mod http;
 pub mod json;
 
 use serde::{Deserialize, Serialize};

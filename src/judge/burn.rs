@@ -11,8 +11,6 @@
 //! the budget itself, so that few requests wait for evidence. Clearing: the upper Clopper–Pearson limit (Clopper & Pearson 1934) of the share of bad
 //! requests is under the factor.
 
-use std::collections::VecDeque;
-
 use serde::{Deserialize, Serialize};
 
 use super::evidence::{binomial_at_most, binomial_tail};
@@ -42,7 +40,9 @@ struct Entry {
 /// Requests per slot of one rule, for as long as its longest window.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
-    entries: VecDeque<Entry>,
+    /// Sorted by slot; those before `first` are forgotten and dropped now and then.
+    entries: Vec<Entry>,
+    first: usize,
     base: Sum,
     forgotten_to: Slot,
 }
@@ -53,12 +53,12 @@ impl Sums {
         if slot < self.forgotten_to {
             return;
         }
-        let at = self.entries.partition_point(|e| e.slot < slot);
+        let at = self.first + slot.0.checked_sub(1).map_or(0, |before| self.count_upto(Slot(before)));
         if self.entries.get(at).is_none_or(|e| e.slot != slot) {
-            let upto = at.checked_sub(1).map_or(self.base, |before| self.entries[before].upto);
+            let upto = self.upto_entry(at);
             self.entries.insert(at, Entry { slot, upto });
         }
-        for entry in self.entries.range_mut(at..) {
+        for entry in &mut self.entries[at..] {
             entry.upto.total += sum.total;
             entry.upto.bad += sum.bad;
         }
@@ -71,40 +71,60 @@ impl Sums {
         Sum { total: high.total - low.total, bad: high.bad - low.bad }
     }
 
+    fn live(&self) -> &[Entry] {
+        &self.entries[self.first..]
+    }
+
+    /// How many live entries lie up to and with a slot.
+    fn count_upto(&self, slot: Slot) -> usize {
+        let live = self.live();
+        // Almost every look is at the present.
+        match live.last() {
+            Some(last) if last.slot <= slot => live.len(),
+            _ => live.partition_point(|e| e.slot <= slot),
+        }
+    }
+
+    /// The sum before the entry of that index.
+    fn upto_entry(&self, index: usize) -> Sum {
+        if index == self.first { self.base } else { self.entries[index - 1].upto }
+    }
+
     fn upto(&self, slot: Slot) -> Sum {
-        let after = self.entries.partition_point(|e| e.slot <= slot);
-        after.checked_sub(1).map_or(self.base, |last| self.entries[last].upto)
+        self.upto_entry(self.first + self.count_upto(slot))
     }
 
     /// The first end after `end` at which the sum of a window of that width changes, if nothing more comes.
     #[must_use]
     pub fn next_change(&self, end: Slot, width_slots: u32) -> Option<Slot> {
-        let leaving = self.entries.partition_point(|e| e.slot <= end.back(width_slots));
-        let leaves = self.entries.get(leaving).map(|e| Slot(e.slot.0 + width_slots));
+        let leaves = self.live().get(self.count_upto(end.back(width_slots))).map(|e| Slot(e.slot.0 + width_slots));
         leaves.into_iter().chain(self.next_entry(end)).min()
     }
 
     /// The first slot after `end` that already holds something.
     #[must_use]
     pub fn next_entry(&self, end: Slot) -> Option<Slot> {
-        let entering = self.entries.partition_point(|e| e.slot <= end);
-        self.entries.get(entering).map(|e| e.slot)
+        self.live().get(self.count_upto(end)).map(|e| e.slot)
     }
 
     /// The last slot up to `end` that holds a bad request.
     #[must_use]
     pub fn last_bad(&self, end: Slot) -> Option<Slot> {
         let bad = self.upto(end).bad;
-        let first_with_all = self.entries.partition_point(|e| e.upto.bad.observed < bad.observed);
-        (bad.observed > self.base.bad.observed).then(|| self.entries.get(first_with_all).map(|e| e.slot)).flatten()
+        let first_with_all = self.live().partition_point(|e| e.upto.bad.observed < bad.observed);
+        (bad.observed > self.base.bad.observed).then(|| self.live().get(first_with_all).map(|e| e.slot)).flatten()
     }
 
     /// Forgets slots that no window of that width can see any more.
     pub fn forget(&mut self, end: Slot, width_slots: u32) {
         self.forgotten_to = self.forgotten_to.max(end.back(width_slots.saturating_sub(1)));
-        while let Some(first) = self.entries.front().filter(|e| e.slot < self.forgotten_to) {
+        while let Some(first) = self.entries.get(self.first).filter(|e| e.slot < self.forgotten_to) {
             self.base = first.upto;
-            self.entries.pop_front();
+            self.first += 1;
+        }
+        if self.first > 64 && self.first * 2 > self.entries.len() {
+            self.entries.drain(..self.first);
+            self.first = 0;
         }
     }
 }
@@ -169,11 +189,24 @@ fn ratio(ppb: u64) -> f64 {
     ppb as f64 / PPB as f64
 }
 
-/// What the pair remembers after this slot end. An empty or undecided short window changes nothing.
+/// What the pair remembers after this slot end.
+#[must_use]
+pub fn look_and_step(memory: Memory, sums: &Sums, end: Slot, window: &BurnWindow, budget_ppb: u64) -> Memory {
+    if memory == Memory::Idle {
+        // Most looks end here: what does not burn over the short window does not fire.
+        let short = sums.window(end, window.short_slots);
+        if !window.burns(short.bad.weight, short.total.weight, budget_ppb) {
+            return memory;
+        }
+    }
+    step(memory, &Look::at(sums, end, window, budget_ppb), sums, end, window, budget_ppb)
+}
+
+/// What the pair remembers after this look. An empty or undecided short window changes nothing.
 #[must_use]
 pub fn step(memory: Memory, look: &Look, sums: &Sums, end: Slot, window: &BurnWindow, budget_ppb: u64) -> Memory {
     let Memory::Firing { mut clear_since, mut long_clear_since } = memory else {
-        return if look.fires(window) { Memory::Firing { clear_since: None, long_clear_since: None } } else { Memory::Idle };
+        return if look.fires(window) { Memory::Firing { clear_since: None, long_clear_since: None } } else { memory };
     };
     if look.short.total.observed == 0 {
         return memory;
@@ -206,10 +239,13 @@ fn is_clear(sums: &Sums, end: Slot, window: &BurnWindow, budget_ppb: u64) -> boo
     let mut width = window.short_slots;
     loop {
         let sum = sums.window(end, width);
+        if window.burns(sum.bad.weight, sum.total.weight, budget_ppb) {
+            return false;
+        }
         if binomial_at_most(sum.bad.observed, sum.total.observed, limit) < CLEAR_ALPHA {
             return true;
         }
-        if width >= window.long_slots || window.burns(sum.bad.weight, sum.total.weight, budget_ppb) {
+        if width >= window.long_slots {
             return false;
         }
         width = width.saturating_mul(2).min(window.long_slots);
@@ -218,12 +254,15 @@ fn is_clear(sums: &Sums, end: Slot, window: &BurnWindow, budget_ppb: u64) -> boo
 
 /// The first end after `end` at which the pair can say something else, if nothing more comes.
 #[must_use]
-pub fn next_due(memory: Memory, sums: &Sums, end: Slot, window: &BurnWindow) -> Option<Slot> {
+pub fn next_due(memory: Memory, sums: &Sums, end: Slot, window: &BurnWindow, budget_ppb: u64) -> Option<Slot> {
     let change = || sums.next_change(end, window.long_slots).into_iter().chain(sums.next_change(end, window.short_slots)).min();
     match memory {
-        // Without a bad request in the short window it cannot fire, whatever leaves.
-        Memory::Idle if sums.window(end, window.short_slots).bad.observed == 0 => sums.next_entry(end),
-        Memory::Idle => change(),
+        Memory::Idle => {
+            let burning = |width| burning_by_leaving(sums, end, width, window, budget_ppb);
+            let both = burning(window.short_slots).and_then(|short| burning(window.long_slots).map(|long| short.max(long)));
+            let due = both.and_then(|earliest| if earliest > end { Some(earliest) } else { change() });
+            due.into_iter().chain(sums.next_entry(end)).min()
+        }
         Memory::Firing { clear_since, long_clear_since } => {
             let after = |since: Option<Slot>, slots: u32| since.map(|s| Slot(s.0 + slots)).filter(|due| *due > end);
             change()
@@ -233,6 +272,25 @@ pub fn next_due(memory: Memory, sums: &Sums, end: Slot, window: &BurnWindow) -> 
                 .min()
         }
     }
+}
+
+/// A slot end before which a window cannot burn, if nothing more comes: enough requests must leave that its bad ones are the factor's share of the rest. `end` itself
+/// when it burns now; `None` when it holds nothing bad.
+fn burning_by_leaving(sums: &Sums, end: Slot, width_slots: u32, window: &BurnWindow, budget_ppb: u64) -> Option<Slot> {
+    let sum = sums.window(end, width_slots);
+    if sum.bad.weight == 0 {
+        return None;
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a bound, rounded up to the safe side")]
+    let may_stay = (sum.bad.weight as f64 / (window.factor() * ratio(budget_ppb))) as u64 + 1;
+    let must_leave = sum.total.weight.saturating_sub(may_stay);
+    if must_leave == 0 {
+        return Some(end);
+    }
+    let edge = sums.upto(end.back(width_slots)).total.weight;
+    let live = sums.live();
+    let last_to_leave = live.partition_point(|e| e.upto.total.weight < edge + must_leave);
+    live.get(last_to_leave).map(|e| Slot(e.slot.0 + width_slots))
 }
 
 #[cfg(test)]

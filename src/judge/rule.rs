@@ -169,7 +169,7 @@ impl Rule {
             .windows
             .iter()
             .zip(&self.memories)
-            .map(|(window, memory)| burn::step(*memory, &Look::at(&self.sums, end, window, budget), &self.sums, end, window, budget))
+            .map(|(window, memory)| burn::look_and_step(*memory, &self.sums, end, window, budget))
             .collect()
     }
 
@@ -179,8 +179,9 @@ impl Rule {
         while self.hours.first_key_value().is_some_and(|(hour, _)| *hour < oldest) {
             self.hours.pop_first();
         }
+        let budget = self.promise.budget_ppb();
         let pairs = self.promise.windows.iter().zip(&self.memories);
-        pairs.filter_map(|(window, memory)| burn::next_due(*memory, &self.sums, end, window)).min()
+        pairs.filter_map(|(window, memory)| burn::next_due(*memory, &self.sums, end, window, budget)).min()
     }
 
     /// The severity of an incident with these memories: the worst of the windows that fire; a warning at most where the endpoint is not critical.

@@ -1,0 +1,454 @@
+//! The state that live and replay drive alike: catalogue, open slots, totals, batch keys and the judge.
+//!
+//! Everything that changes it is a [`Delta`], which is one frame of the log. [`Machine::fold`] and [`Machine::close`] read and answer with a delta; [`Machine::apply`] is the
+//! only mutation, in live, recovery and replay. So a frame's position is its order, and "before or after the slot was closed" is a fact of the log, not of a race.
+//!
+//! The first design had a commit thread and an aggregation thread that apply one log at two paces. One owner makes the order of the log the order of the decisions by
+//! construction; what it costs an answer when a slot closes is measured, and splitting it is left to the work on speed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::counting::Cell;
+use crate::endpoint::{EndpointId, EndpointKey};
+use crate::histogram::Digits;
+use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
+use crate::history::slots::{self, ClosedMinute, OpenSlots, SlotCell};
+use crate::incident::Incident;
+use crate::ingest::batch_keys::{BatchKeys, Committed, SenderState};
+use crate::ingest::{Batch, Detail, Fate, Fates, InFlight, Item};
+use crate::judge::{self, Judge, Promises, Record};
+use crate::log::record::{Frame, Kind, Position, Section};
+use crate::time::{Slot, Tier, Timestamp};
+
+/// One frame's worth of change.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Delta {
+    /// New endpoints; they get the next numbers in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Entry>,
+    /// Counts, sorted by endpoint and slot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cells: Vec<SlotCell>,
+    /// The batches whose counts these are, as far as they have a name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub batches: Vec<Committed>,
+    /// What single timings say beside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<Detail>,
+    /// What still runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub in_flight: Vec<InFlight>,
+    /// Timings by fate.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub fates: Fates,
+    /// Decisions, and what they depend on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub records: Vec<Record>,
+}
+
+fn is_zero(fates: &Fates) -> bool {
+    *fates == Fates::default()
+}
+
+/// A frame's section is not what this version writes.
+#[derive(Debug, thiserror::Error)]
+#[error("frame {} of the log: its {section} cannot be read by this version", position.0)]
+pub struct FrameError {
+    position: Position,
+    section: &'static str,
+}
+
+impl From<Record> for Delta {
+    fn from(record: Record) -> Self {
+        Self { records: vec![record], ..Self::default() }
+    }
+}
+
+impl Delta {
+    /// Its bytes.
+    ///
+    /// # Panics
+    /// Never: its types have text keys and finite numbers.
+    #[must_use]
+    pub fn to_sections(&self) -> Vec<Section> {
+        fn binary<T: Serialize>(value: &T) -> Vec<u8> {
+            postcard::to_stdvec(value).expect("plain data")
+        }
+        let mut sections = Vec::new();
+        let mut push = |there: bool, kind: Kind, bytes: &dyn Fn() -> Vec<u8>| {
+            if there {
+                sections.push(Section { kind, bytes: bytes() });
+            }
+        };
+        push(!self.endpoints.is_empty(), Kind::ENDPOINTS, &|| binary(&self.endpoints));
+        push(!self.cells.is_empty(), Kind::COUNTS, &|| slots::encode(&self.cells));
+        push(!self.batches.is_empty(), Kind::BATCHES, &|| binary(&self.batches));
+        push(!self.details.is_empty(), Kind::DETAILS, &|| binary(&self.details));
+        push(!self.in_flight.is_empty(), Kind::IN_FLIGHT, &|| binary(&self.in_flight));
+        push(!is_zero(&self.fates), Kind::OUTCOMES, &|| binary(&self.fates));
+        push(!self.records.is_empty(), Kind::RECORDS, &|| serde_json::to_vec(&self.records).expect("text keys and finite numbers"));
+        sections
+    }
+
+    /// Reads a frame; sections of unknown kinds are passed over.
+    ///
+    /// # Errors
+    /// [`FrameError`] when a section of a known kind cannot be read.
+    pub fn from_frame(frame: &Frame) -> Result<Self, FrameError> {
+        fn binary<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+            postcard::from_bytes(bytes).ok()
+        }
+        let mut delta = Self::default();
+        for Section { kind, bytes } in &frame.sections {
+            let read = match *kind {
+                Kind::ENDPOINTS => binary(bytes).map(|v| delta.endpoints = v).ok_or("endpoints"),
+                Kind::COUNTS => slots::decode(bytes).map(|v| delta.cells = v).map_err(|_| "counts"),
+                Kind::BATCHES => binary(bytes).map(|v| delta.batches = v).ok_or("batches"),
+                Kind::DETAILS => binary(bytes).map(|v| delta.details = v).ok_or("details"),
+                Kind::IN_FLIGHT => binary(bytes).map(|v| delta.in_flight = v).ok_or("requests in flight"),
+                Kind::OUTCOMES => binary(bytes).map(|v| delta.fates = v).ok_or("outcomes"),
+                Kind::RECORDS => serde_json::from_slice(bytes).map(|v| delta.records = v).map_err(|_| "records"),
+                _ => Ok(()),
+            };
+            read.map_err(|section| FrameError { position: frame.position, section })?;
+        }
+        Ok(delta)
+    }
+}
+
+/// What a delta brought about outside the machine.
+#[derive(Debug, Default, PartialEq)]
+pub struct Effects {
+    /// Minutes whose rows leave memory for history.
+    pub closed: Vec<ClosedMinute>,
+    /// Up to where minutes were closed before, and are now, when that moved.
+    pub closed_to: Option<(Timestamp, Timestamp)>,
+    /// Incidents that moved.
+    pub incidents: Vec<Incident>,
+}
+
+/// The state.
+#[derive(Debug)]
+pub struct Machine {
+    /// Endpoints and their numbers.
+    pub catalogue: Catalogue,
+    /// Counts of open minutes.
+    pub open: OpenSlots,
+    /// Everything ever counted, by endpoint.
+    pub totals: Vec<Cell>,
+    /// Timings by fate, ever.
+    pub fates: Fates,
+    /// Batches already taken.
+    pub keys: BatchKeys,
+    /// Decisions.
+    pub judge: Judge,
+    /// Reports of running requests, ever.
+    pub in_flight_reports: u64,
+    /// Details kept, ever.
+    pub details: u64,
+    /// Notifications that ended, by receiver and result.
+    pub delivered: BTreeMap<(String, &'static str), u64>,
+    /// The last frame applied.
+    pub position: Position,
+    limits: Limits,
+    counting: Vec<Counting>,
+    rebuilding: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Counting {
+    thresholds_us: Vec<u64>,
+    digits: Digits,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    endpoints: Vec<Entry>,
+    open: OpenSlots,
+    totals: Vec<Cell>,
+    fates: Fates,
+    senders: BTreeMap<String, SenderState>,
+    judge: judge::Snapshot,
+    in_flight_reports: u64,
+    details: u64,
+    delivered: Vec<(String, String, u64)>,
+}
+
+impl Machine {
+    /// An empty one.
+    #[must_use]
+    pub fn new(promises: Promises, limits: Limits) -> Self {
+        Self {
+            catalogue: Catalogue::default(),
+            open: OpenSlots::default(),
+            totals: Vec::new(),
+            fates: Fates::default(),
+            keys: BatchKeys::default(),
+            judge: Judge::new(promises),
+            in_flight_reports: 0,
+            details: 0,
+            delivered: BTreeMap::new(),
+            position: Position(0),
+            limits,
+            counting: Vec::new(),
+            rebuilding: false,
+        }
+    }
+
+    /// Turns batches into counts. `places` remembers the numbers of a batch's keys from one call to the next, where the batch keeps its keys.
+    #[must_use]
+    pub fn fold(&self, batches: &[&Batch], places: &mut Vec<Option<Destination>>) -> Delta {
+        let mut folding = Folding { machine: self, delta: Delta::default(), new: BTreeMap::new() };
+        let mut items: Vec<(EndpointId, Slot, Item)> = Vec::with_capacity(batches.iter().map(|b| b.items.len()).sum());
+        let judged_to = self.judge.judged_to();
+        for (n, batch) in batches.iter().enumerate() {
+            if n > 0 {
+                places.clear();
+            }
+            places.resize(batch.keys.len(), None);
+            for item in &batch.items {
+                let to = folding.destination(batch, item.key, places);
+                let fate = if to.overflow {
+                    Fate::OverLimit
+                } else if judged_to.is_some_and(|j| item.slot <= j) {
+                    Fate::Late
+                } else {
+                    Fate::Accepted
+                };
+                folding.delta.fates[fate as usize] += item.tally.observed;
+                items.push((to.id, item.slot, *item));
+            }
+            for detail in &batch.details {
+                let to = folding.destination(batch, detail.endpoint, places);
+                let Detail { ts, outcome, duration_us, trace_id, actor, key, starts, .. } = detail.clone();
+                folding.delta.details.push(Detail { endpoint: to.id, ts, outcome, duration_us, trace_id, actor, key, starts });
+            }
+            for (total, refused) in folding.delta.fates.iter_mut().zip(&batch.refused) {
+                *total += refused;
+            }
+            folding.delta.in_flight.extend(batch.in_flight.iter().cloned());
+        }
+        items.sort_unstable_by_key(|i| (i.0, i.1));
+        for (id, slot, item) in items {
+            if folding.delta.cells.last().is_none_or(|c| (c.0, c.1) != (id, slot)) {
+                let cell = folding.new_cell(id);
+                folding.delta.cells.push((id, slot, cell));
+            }
+            let (_, _, cell) = folding.delta.cells.last_mut().expect("pushed above");
+            cell.record(item.outcome, item.span, item.tally);
+        }
+        folding.delta
+    }
+
+    /// The next slot end to be judged on the way to `target`: the first at which something can have to be said, else `target` itself.
+    #[must_use]
+    pub fn next_close(&self, target: Slot) -> Option<Slot> {
+        if self.judge.judged_to().is_some_and(|j| j >= target) {
+            return None;
+        }
+        Some(self.judge.next_due().map_or(target, |due| due.min(target)))
+    }
+
+    /// Judges a slot end.
+    ///
+    /// # Panics
+    /// Never: closing a slot is not refused.
+    #[must_use]
+    pub fn close(&self, end: Slot) -> Delta {
+        self.judge.decide(judge::Command::CloseSlot(end)).expect("closing a slot is never refused").into()
+    }
+
+    /// Takes a frame in: the only mutation.
+    pub fn apply(&mut self, position: Position, delta: &Delta) -> Effects {
+        self.position = position;
+        let mut effects = Effects::default();
+        for entry in &delta.endpoints {
+            let id = self.catalogue.add(entry.clone());
+            self.judge.add_endpoint(id, Arc::clone(&entry.key));
+            self.totals.push(Cell::default());
+            let counting = self.counting_of(&entry.key);
+            self.counting.push(counting);
+        }
+        for (id, slot, cell) in &delta.cells {
+            self.open.add(*id, *slot, cell);
+            if !self.rebuilding {
+                self.judge.count(*id, *slot, cell);
+                self.totals[id.0 as usize].merge(cell);
+            }
+        }
+        for committed in &delta.batches {
+            self.keys.apply(committed);
+        }
+        for (total, more) in self.fates.iter_mut().zip(&delta.fates) {
+            *total += more;
+        }
+        self.in_flight_reports += delta.in_flight.len() as u64;
+        self.details += delta.details.len() as u64;
+        for record in &delta.records {
+            let before = self.history_to();
+            effects.incidents.extend(self.judge.apply(record));
+            match record {
+                Record::SlotClosed(closed) => {
+                    let judge = &self.judge;
+                    effects.closed.extend(self.open.close_minutes(closed.end, |id| judge.has_rules(id)));
+                    let (from, after) = (effects.closed_to.map_or(before, |c| c.0), self.history_to());
+                    effects.closed_to = (after > from).then_some((from, after));
+                }
+                Record::Configured { .. } => {
+                    self.counting = self.catalogue.entries().iter().map(|e| self.counting_of(&e.key)).collect();
+                }
+                Record::Delivered { receiver, result, .. } => {
+                    *self.delivered.entry((receiver.clone(), result.name())).or_default() += 1;
+                }
+                _ => {}
+            }
+        }
+        effects
+    }
+
+    /// Up to where minutes are closed: their rows are in history, but for what comes late.
+    #[must_use]
+    pub fn history_to(&self) -> Timestamp {
+        self.judge.judged_to().map_or(Timestamp(0), |j| Tier::Minute.period_of(j.end()))
+    }
+
+    fn counting_of(&self, key: &EndpointKey) -> Counting {
+        let (thresholds_us, digits) = self.judge.promises().counting_of(key);
+        Counting { thresholds_us, digits }
+    }
+
+    /// Whether an endpoint is critical: configured so, or marked by a sender within the limit.
+    #[must_use]
+    pub fn is_critical(&self, entry: &Entry) -> bool {
+        entry.marked == Marked::Critical || self.judge.promises().is_critical(&entry.key)
+    }
+
+    /// Everything but the batch keys, which the index keeps.
+    ///
+    /// # Panics
+    /// Never: its types are plain data.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        let kept = Kept {
+            endpoints: self.catalogue.entries().to_vec(),
+            open: self.open.clone(),
+            totals: self.totals.clone(),
+            fates: self.fates,
+            senders: self.keys.senders_snapshot(),
+            judge: self.judge.snapshot(),
+            in_flight_reports: self.in_flight_reports,
+            details: self.details,
+            delivered: self.delivered.iter().map(|((r, s), n)| (r.clone(), (*s).to_owned(), *n)).collect(),
+        };
+        postcard::to_stdvec(&kept).expect("plain data")
+    }
+
+    /// The machine of a snapshot; `None` when its bytes are of another version.
+    #[must_use]
+    pub fn restore(bytes: &[u8], position: Position, keys: Vec<(u128, crate::ingest::batch_keys::Answered)>, limits: Limits) -> Option<Self> {
+        let kept: Kept = postcard::from_bytes(bytes).ok()?;
+        let judge = Judge::restore(kept.judge, kept.endpoints.iter().map(|e| Arc::clone(&e.key))).ok()?;
+        let mut machine = Self::new(Promises::none(0), limits);
+        for entry in kept.endpoints {
+            machine.catalogue.add(entry);
+        }
+        machine.judge = judge;
+        machine.counting = machine.catalogue.entries().iter().map(|e| machine.counting_of(&e.key)).collect();
+        machine.open = kept.open;
+        machine.totals = kept.totals;
+        machine.fates = kept.fates;
+        machine.keys = BatchKeys::restore(kept.senders, keys);
+        machine.in_flight_reports = kept.in_flight_reports;
+        machine.details = kept.details;
+        let result_of = |name: &str| {
+            use crate::incident::DeliveryResult::{Expired, Refused, Sent};
+            [Sent, Refused, Expired].into_iter().find(|r| r.name() == name).map(crate::incident::DeliveryResult::name)
+        };
+        machine.delivered = kept.delivered.into_iter().filter_map(|(r, s, n)| Some(((r, result_of(&s)?), n))).collect();
+        machine.position = position;
+        Some(machine)
+    }
+
+    /// From here on, counts only go into open slots: sums and totals come from history at the end ([`Machine::finish_rebuild`]).
+    pub fn begin_rebuild(&mut self) {
+        self.rebuilding = true;
+    }
+
+    /// Counts what history says and what is still open.
+    pub fn finish_rebuild(&mut self, past: impl FnOnce(&mut Self)) {
+        self.judge.forget_counts();
+        self.rebuilding = false;
+        past(self);
+        let open = self.open.clone();
+        for (slot, id, cell) in open.cells() {
+            self.judge.count(id, slot, cell);
+            self.totals[id.0 as usize].merge(cell);
+        }
+        self.judge.refresh();
+    }
+}
+
+/// Where the counts of a batch's key go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    id: EndpointId,
+    overflow: bool,
+}
+
+struct Folding<'m> {
+    machine: &'m Machine,
+    delta: Delta,
+    new: BTreeMap<EndpointKey, EndpointId>,
+}
+
+impl Folding<'_> {
+    fn destination(&mut self, batch: &Batch, key: u32, places: &mut [Option<Destination>]) -> Destination {
+        if let Some(known) = places[key as usize] {
+            return known;
+        }
+        let (key_of, marked) = &batch.keys[key as usize];
+        let destination = self.place(key_of, *marked);
+        places[key as usize] = Some(destination);
+        destination
+    }
+
+    fn place(&mut self, key: &EndpointKey, marked: bool) -> Destination {
+        if let Some(id) = self.new.get(key) {
+            return Destination { id: *id, overflow: false };
+        }
+        let m = self.machine;
+        let pending = self.delta.endpoints.iter().filter(|e| e.key.service == key.service).count();
+        let critical = m.judge.promises().is_critical(key);
+        match m.catalogue.place(key, critical, &m.limits, pending, self.delta.endpoints.len()) {
+            Place::Known(id) => Destination { id, overflow: false },
+            Place::New(key) => Destination { id: self.add(key, marked), overflow: false },
+            Place::Overflow(key) => {
+                let known = m.catalogue.get(key.as_ref()).or_else(|| self.new.get(&key).copied());
+                Destination { id: known.unwrap_or_else(|| self.add(key, false)), overflow: true }
+            }
+        }
+    }
+
+    fn add(&mut self, key: EndpointKey, marked: bool) -> EndpointId {
+        let next = self.machine.catalogue.next_id().0 + u32::try_from(self.delta.endpoints.len()).expect("limits are far below u32");
+        let marked = marked && self.machine.catalogue.may_mark(&key.service, &self.machine.limits);
+        let entry = Entry { key: Arc::new(key.clone()), marked: if marked { Marked::Critical } else { Marked::No } };
+        self.delta.endpoints.push(entry);
+        self.new.insert(key, EndpointId(next));
+        EndpointId(next)
+    }
+
+    fn new_cell(&self, id: EndpointId) -> Cell {
+        match self.machine.counting.get(id.0 as usize) {
+            Some(counting) => Cell::new(&counting.thresholds_us, counting.digits),
+            None => {
+                let key = &self.delta.endpoints[id.0 as usize - self.machine.catalogue.entries().len()].key;
+                let counting = self.machine.counting_of(key);
+                Cell::new(&counting.thresholds_us, counting.digits)
+            }
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Recorded timings through the very same machine, at virtual time: what would have been said, and when.
+//!
+//! Three kinds of input: NDJSON timings in time order (the clock is the latest time seen); an export, one frame a line; a data directory's log. Frames bring their own
+//! configuration, markers, acknowledgements and slot ends; a configuration given by hand takes the place of theirs.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::endpoint::PathTemplates;
+use crate::history::catalogue::Limits;
+use crate::incident::{Event, Marker, Transition};
+use crate::ingest::admission::{Admission, PAST_MS, TimeLimits};
+use crate::ingest::json::{self, Ts};
+use crate::judge::{Command, Promises, Record};
+use crate::log::file::{self, Reader};
+use crate::log::record::Position;
+use crate::machine::{Delta, Destination, FrameError, Machine};
+use crate::time::{Slot, TIMESTAMP_MS_MAX, Timestamp};
+
+/// The longest line that is read.
+const LINE_BYTES_MAX: u64 = 16 << 20;
+
+/// Why a replay cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An input cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What is said cannot be written.
+    #[error("cannot write to standard output")]
+    Write(#[source] io::Error),
+    /// The log cannot be read.
+    #[error(transparent)]
+    Log(#[from] file::Error),
+    /// A frame cannot be read.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// A line that was passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadLine {
+    /// Of which input.
+    pub path: PathBuf,
+    /// From 1.
+    pub number: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// A line of what was said, kept for the closing summary.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub event: Event,
+    /// About which incident.
+    pub id: String,
+    /// In words.
+    pub summary: String,
+}
+
+/// A replay under way.
+pub struct Replay<'a, W: Write> {
+    machine: Machine,
+    admission: Admission<'a>,
+    places: Vec<Option<Destination>>,
+    markers: std::vec::IntoIter<Marker>,
+    next_marker: Option<Marker>,
+    own_promises: bool,
+    now: Timestamp,
+    next_boundary_ms: i64,
+    /// The first time seen.
+    pub first: Option<Timestamp>,
+    /// Timings taken.
+    pub timings: u64,
+    /// Lines passed over.
+    pub bad: u64,
+    /// What was said.
+    pub said: Vec<Said>,
+    out: W,
+    on_bad: Box<dyn FnMut(&BadLine) + 'a>,
+}
+
+impl<'a, W: Write> Replay<'a, W> {
+    /// One that has seen nothing. With `promises` the configuration is given; without, frames bring theirs and plain timings are owed nothing.
+    pub fn new(promises: Option<Promises>, judge_after_ms: i64, limits: Limits, templates: &'a PathTemplates, mut markers: Vec<Marker>, out: W, on_bad: impl FnMut(&BadLine) + 'a) -> Self {
+        markers.sort_by_key(|m| m.ts);
+        let own_promises = promises.is_some();
+        let mut markers = markers.into_iter();
+        let next_marker = markers.next();
+        Self {
+            machine: Machine::new(promises.unwrap_or_else(|| Promises::none(judge_after_ms)), limits),
+            admission: Admission::new(templates, TimeLimits { now: Timestamp(0), past_ms: PAST_MS, future_ms: TIMESTAMP_MS_MAX }),
+            places: Vec::new(),
+            markers,
+            next_marker,
+            own_promises,
+            now: Timestamp(0),
+            next_boundary_ms: i64::MIN,
+            first: None,
+            timings: 0,
+            bad: 0,
+            said: Vec::new(),
+            out,
+            on_bad: Box::new(on_bad),
+        }
+    }
+
+    /// Endpoints seen.
+    #[must_use]
+    pub fn endpoints(&self) -> usize {
+        self.machine.catalogue.entries().len()
+    }
+
+    /// The latest virtual time.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// The machine, to look at.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Reads one input: NDJSON timings or an export, `.gz` and `.zst` unpacked, `-` for standard input. `progress` is told of bytes read from the file.
+    ///
+    /// # Errors
+    /// [`Error::Read`] and [`Error::Write`]; a line that cannot be read is no error, it is reported and passed over.
+    pub fn file(&mut self, path: &Path, mut progress: impl FnMut(u64)) -> Result<(), Error> {
+        let read_error = |source| Error::Read { path: path.to_owned(), source };
+        let mut reader = open(path).map_err(read_error)?;
+        let (mut line, mut number) = (Vec::with_capacity(1 << 12), 0_u64);
+        loop {
+            line.clear();
+            let read = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(read_error)?;
+            if read == 0 {
+                return Ok(());
+            }
+            number += 1;
+            progress(read as u64);
+            let too_long = read as u64 == LINE_BYTES_MAX && line.last() != Some(&b'\n');
+            if too_long {
+                reader.skip_until(b'\n').map_err(read_error)?;
+            }
+            let taken = if too_long { Err(format!("longer than {LINE_BYTES_MAX} bytes")) } else { self.line(&line)? };
+            if let Err(reason) = taken {
+                self.bad += 1;
+                (self.on_bad)(&BadLine { path: path.to_owned(), number, reason });
+            }
+        }
+    }
+
+    /// Takes one line; the inner result says why it was passed over.
+    fn line(&mut self, line: &[u8]) -> Result<Result<(), String>, Error> {
+        let text = match std::str::from_utf8(line) {
+            Ok(text) => text.trim(),
+            Err(e) => return Ok(Err(format!("not UTF-8 at byte {}", e.valid_up_to()))),
+        };
+        if text.is_empty() {
+            return Ok(Ok(()));
+        }
+        if text.starts_with("{\"frame\":") {
+            return match serde_json::from_str::<ExportLine>(text) {
+                Ok(frame) => self.frame(frame.delta).map(Ok),
+                Err(e) => Ok(Err(e.to_string())),
+            };
+        }
+        let parsed = match json::read_line(text) {
+            Ok(parsed) => parsed,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let ts = match &parsed.ts {
+            Some(Ts::Ms(ms)) => Timestamp(*ms),
+            Some(Ts::Text(text)) => match Timestamp::parse(text) {
+                Ok(ts) => ts,
+                Err(e) => return Ok(Err(format!("`ts`: {e}"))),
+            },
+            None => self.now,
+        };
+        if !(0..=TIMESTAMP_MS_MAX).contains(&ts.0) {
+            return Ok(Err(format!("`ts` is {}, expected Unix milliseconds", ts.0)));
+        }
+        if ts > self.now {
+            self.advance(ts)?;
+        }
+        self.first = Some(self.first.map_or(ts, |f| f.min(ts)));
+        let before = self.admission.batch.rejected;
+        self.admission.line(0, Ok(parsed));
+        if self.admission.batch.rejected > before {
+            let reason = self.admission.batch.errors.pop().map_or_else(String::new, |e| e.1);
+            return Ok(Err(reason));
+        }
+        self.timings += 1;
+        Ok(Ok(()))
+    }
+
+    /// Moves the clock: judges what has ended by then, in order with the markers.
+    fn advance(&mut self, to: Timestamp) -> Result<(), Error> {
+        while let Some(marker) = self.next_marker.take_if(|m| m.ts <= to) {
+            self.clock_to(marker.ts)?;
+            self.apply(&Record::Marked(marker).into());
+            self.next_marker = self.markers.next();
+        }
+        self.clock_to(to)
+    }
+
+    fn clock_to(&mut self, to: Timestamp) -> Result<(), Error> {
+        if to.0 >= self.next_boundary_ms {
+            self.take_in();
+            let judge_after = self.machine.judge.promises().judge_after_ms;
+            if self.now.0 > 0
+                && let Some(target) = Slot::ended_by(to.plus_ms(-judge_after))
+            {
+                self.close_to(target)?;
+            }
+            self.next_boundary_ms = Slot::containing(to.plus_ms(-judge_after)).end().0 + judge_after;
+        }
+        self.now = self.now.max(to);
+        self.admission.set_now(self.now);
+        Ok(())
+    }
+
+    /// Folds the timings taken since the last slot end.
+    fn take_in(&mut self) {
+        if !self.admission.batch.items.is_empty() || !self.admission.batch.in_flight.is_empty() {
+            let delta = self.machine.fold(&[&self.admission.batch], &mut self.places);
+            self.admission.clear_items();
+            self.apply(&delta);
+        }
+    }
+
+    fn close_to(&mut self, target: Slot) -> Result<(), Error> {
+        while let Some(end) = self.machine.next_close(target) {
+            let delta = self.machine.close(end);
+            self.say(&delta)?;
+            self.apply(&delta);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, delta: &Delta) {
+        self.machine.apply(self.machine.position.next(), delta);
+    }
+
+    fn say(&mut self, delta: &Delta) -> Result<(), Error> {
+        for record in &delta.records {
+            let (Record::SlotClosed(crate::judge::SlotClosed { transitions, .. }) | Record::Configured { transitions, .. }) = record else { continue };
+            for line in transitions {
+                self.say_line(line)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn say_line(&mut self, line: &Transition) -> Result<(), Error> {
+        serde_json::to_writer(&mut self.out, line).map_err(|e| Error::Write(e.into()))?;
+        self.out.write_all(b"\n").map_err(Error::Write)?;
+        self.said.push(Said { at: line.at, event: line.event, id: line.id.clone(), summary: line.summary.clone() });
+        Ok(())
+    }
+
+    /// Takes a recorded frame: its counts as they are, its decisions made anew.
+    fn frame(&mut self, delta: Delta) -> Result<(), Error> {
+        let Delta { records, .. } = &delta;
+        let mut taken = Delta { records: Vec::new(), ..delta.clone() };
+        for record in records {
+            match record {
+                Record::SlotClosed(closed) => {
+                    self.apply_if_any(&mut taken);
+                    self.close_to(closed.end)?;
+                    self.now = self.now.max(closed.end.end().plus_ms(self.machine.judge.promises().judge_after_ms));
+                }
+                Record::Configured { at, promises, .. } => {
+                    self.apply_if_any(&mut taken);
+                    if !self.own_promises {
+                        let command = Command::Configure(*at, promises.clone());
+                        if let Ok(record) = self.machine.judge.decide(command) {
+                            let delta = record.into();
+                            self.say(&delta)?;
+                            self.apply(&delta);
+                        }
+                    }
+                }
+                // A receipt is about what was sent, not about what is decided here.
+                Record::Delivered { .. } => {}
+                other => taken.records.push(other.clone()),
+            }
+        }
+        self.apply_if_any(&mut taken);
+        Ok(())
+    }
+
+    fn apply_if_any(&mut self, delta: &mut Delta) {
+        if *delta != Delta::default() {
+            for (_, slot, cell) in &delta.cells {
+                self.timings += cell.total().observed;
+                self.first = Some(self.first.map_or(slot.start(), |f| f.min(slot.start())));
+            }
+            let delta = std::mem::take(delta);
+            self.apply(&delta);
+        }
+    }
+
+    /// Reads the log of a data directory, with what the archive still has of earlier decisions.
+    ///
+    /// # Errors
+    /// [`Error::Log`] and [`Error::Frame`].
+    pub fn log(&mut self, data_dir: &Path, mut progress: impl FnMut(u64)) -> Result<(), Error> {
+        for frame in Reader::archive(data_dir)? {
+            // Before the counts begin, what was decided is taken as it stands.
+            self.apply(&Delta::from_frame(&frame?)?);
+        }
+        for frame in Reader::log(data_dir, Position(0))? {
+            self.frame(Delta::from_frame(&frame?)?)?;
+            progress(1);
+        }
+        Ok(())
+    }
+
+    /// Judges what is left: to the end of the last timing's slot, or until a given time.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn finish(&mut self, until: Option<Timestamp>) -> Result<(), Error> {
+        self.take_in();
+        let judge_after = self.machine.judge.promises().judge_after_ms;
+        let last = self.machine.open.cells().map(|c| c.0).max().filter(|_| self.machine.judge.judged_to().is_none_or(|j| self.next_boundary_ms > i64::MIN && j < Slot(u32::MAX)));
+        if self.next_boundary_ms > i64::MIN
+            && let Some(last) = last
+        {
+            self.advance(last.end().plus_ms(judge_after))?;
+        }
+        if let Some(until) = until.filter(|u| *u > self.now) {
+            self.advance(until)?;
+        }
+        self.out.flush().map_err(Error::Write)
+    }
+}
+
+/// A line of an export.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub struct ExportLine {
+    /// The position in the log.
+    pub frame: u64,
+    /// What it holds.
+    #[serde(flatten)]
+    pub delta: Delta,
+}
+
+/// Writes the frames of a data directory, one a line, for [`Replay::file`].
+///
+/// # Errors
+/// [`Error`].
+pub fn export(data_dir: &Path, mut out: impl Write) -> Result<u64, Error> {
+    let mut frames = 0;
+    for frame in Reader::archive(data_dir)?.chain(Reader::log(data_dir, Position(0))?) {
+        let frame = frame?;
+        let line = ExportLine { frame: frame.position.0, delta: Delta::from_frame(&frame)? };
+        serde_json::to_writer(&mut out, &line).map_err(|e| Error::Write(e.into()))?;
+        out.write_all(b"\n").map_err(Error::Write)?;
+        frames += 1;
+    }
+    out.flush().map_err(Error::Write)?;
+    Ok(frames)
+}
+
+/// Opens an input; unpacks `.gz` and `.zst`; `-` is standard input.
+fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
+    const BUFFER: usize = 1 << 20;
+    if path == Path::new("-") {
+        return Ok(Box::new(BufReader::with_capacity(BUFFER, io::stdin())));
+    }
+    let file = File::open(path)?;
+    let read: Box<dyn Read> = match path.extension().and_then(|e| e.to_str()) {
+        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(BufReader::with_capacity(BUFFER, file))),
+        Some("zst") => Box::new(ruzstd::decoding::StreamingDecoder::new(BufReader::with_capacity(BUFFER, file)).map_err(|e| io::Error::other(e.to_string()))?),
+        _ => Box::new(file),
+    };
+    Ok(Box::new(BufReader::with_capacity(BUFFER, read)))
+}
