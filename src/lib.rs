@@ -11,7 +11,6 @@ pub mod history;
 pub mod incident;
 pub mod judge;
 pub mod machine;
-pub mod notify;
 pub mod config;
 pub mod run;
 pub mod cli;

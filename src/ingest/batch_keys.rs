@@ -212,7 +212,7 @@ impl BatchKeys {
         }
         let state = self.senders.entry(sender.id.clone()).or_default();
         // A batch of an older life after one of a newer, or two bodies under one number: two processes use the name.
-        if state.epochs.iter().any(|e| e.epoch > sender.epoch) {
+        if state.is_behind(sender.epoch) {
             state.conflicts += 1;
         }
         state.last_seen = state.last_seen.max(answer.at);
@@ -277,6 +277,14 @@ impl BatchKeys {
         let mut by_age: Vec<(Timestamp, u128)> = keys.iter().map(|(key, a)| (a.at, *key)).collect();
         by_age.sort_unstable();
         Self { keys: keys.into_iter().collect(), by_age: by_age.into(), senders }
+    }
+}
+
+impl SenderState {
+    /// Whether a batch of that start would come after one of a newer start.
+    #[must_use]
+    pub fn is_behind(&self, epoch: u64) -> bool {
+        self.epochs.iter().any(|e| e.epoch > epoch)
     }
 }
 

@@ -2,3 +2,5 @@
 
 pub mod clock;
 pub mod replay;
+pub mod keep;
+pub mod live;

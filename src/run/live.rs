@@ -1,0 +1,397 @@
+//! The live engine: one thread that owns the machine and the log. It commits batches in groups, answers when they are on disk, judges slots when their time has
+//! come, and lets others look in between. Nothing else changes anything, so nothing needs a lock.
+//!
+//! Groups form by themselves: while one is being synced the next gathers; two commits are at least 2 ms apart.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use super::clock::Clock;
+use super::keep::{self, Keeper};
+use crate::incident::Notification;
+use crate::ingest::batch_keys::{Answered, Committed, Identity, Known};
+use crate::ingest::commit::{Answer, Door, Submission};
+use crate::ingest::http::Refusals;
+use crate::ingest::{Batch, Fate};
+use crate::judge::{Command, Record, Refusal, SlotClosed};
+use crate::log::failpoint;
+use crate::log::file::Log;
+use crate::log::record::Position;
+use crate::machine::{Delta, Effects, Machine};
+use crate::time::{Slot, Timestamp};
+
+/// Two commits are at least this far apart, so that batches gather.
+const COMMIT_GAP: Duration = Duration::from_millis(2);
+
+/// Timings in one group at most.
+const GROUP_ITEMS_MAX: usize = 500_000;
+
+/// Slot ends in one write at most, when there are many to catch up with.
+const CLOSES_MAX: usize = 1_000;
+
+/// A look at the machine and what lies beside it, between two commits.
+pub type Look = Box<dyn FnOnce(&Machine, &Keeper) + Send>;
+
+enum Input {
+    Batch(Submission),
+    Decide(Command, oneshot::Sender<Result<Record, Refusal>>),
+    Look(Look),
+    Stop,
+}
+
+/// The way to the engine.
+#[derive(Clone)]
+pub struct Handle {
+    inputs: SyncSender<Input>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Handle")
+    }
+}
+
+/// The engine is gone, or its queue is full.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the server is overloaded or stops: try again")]
+pub struct Busy;
+
+impl Handle {
+    /// Where batches are brought.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        let inputs = self.inputs.clone();
+        Door::new(move |submission| {
+            inputs.try_send(Input::Batch(submission)).map_err(|e| match e {
+                TrySendError::Full(Input::Batch(s)) | TrySendError::Disconnected(Input::Batch(s)) => s,
+                _ => unreachable!("what was sent comes back"),
+            })
+        })
+    }
+
+    /// Has something decided and recorded; the answer comes when it is on disk.
+    ///
+    /// # Errors
+    /// [`Busy`], or the judge's own refusal inside.
+    pub async fn decide(&self, command: Command) -> Result<Result<Record, Refusal>, Busy> {
+        let (reply, answer) = oneshot::channel();
+        self.inputs.try_send(Input::Decide(command, reply)).map_err(|_| Busy)?;
+        answer.await.map_err(|_| Busy)
+    }
+
+    /// Reads something off the state.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Machine, &Keeper) -> T + Send + 'static) -> Result<T, Busy> {
+        let (reply, answer) = oneshot::channel();
+        let look: Look = Box::new(move |machine, keeper| {
+            // Whoever asked may have gone away.
+            drop(reply.send(look(machine, keeper)));
+        });
+        self.inputs.try_send(Input::Look(look)).map_err(|_| Busy)?;
+        answer.await.map_err(|_| Busy)
+    }
+
+    /// Has the engine write everything and end.
+    pub fn stop(&self) {
+        // A full queue is waited for: this is the last thing that is sent.
+        drop(self.inputs.send(Input::Stop));
+    }
+}
+
+/// Numbers of the engine itself, for metrics.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    /// Commits.
+    pub commits: AtomicU64,
+    /// Microseconds spent writing and syncing.
+    pub commit_us: AtomicU64,
+    /// Microseconds spent judging.
+    pub judge_us: AtomicU64,
+    /// Snapshots written.
+    pub snapshots: AtomicU64,
+}
+
+/// What the engine needs beside its state.
+pub struct Engine {
+    machine: Machine,
+    log: Log,
+    keeper: Keeper,
+    clock: Arc<Clock>,
+    inputs: Receiver<Input>,
+    notify: Box<dyn Fn(Vec<Notification>) + Send>,
+    refusals: Arc<Refusals>,
+    disk_full: Arc<AtomicBool>,
+    free_bytes_min: u64,
+    gauges: Arc<Gauges>,
+    last_commit: Instant,
+    last_disk_look: Timestamp,
+    minute_closed: bool,
+    staged: Vec<(Position, Delta, Effects)>,
+}
+
+/// Makes an engine and the way to it; [`Engine::run`] is to be given a thread.
+#[expect(clippy::too_many_arguments, reason = "each is a different part of the world, given once")]
+pub fn engine(
+    machine: Machine,
+    log: Log,
+    keeper: Keeper,
+    clock: Arc<Clock>,
+    waiting_max: usize,
+    free_bytes_min: u64,
+    refusals: Arc<Refusals>,
+    disk_full: Arc<AtomicBool>,
+    gauges: Arc<Gauges>,
+    notify: impl Fn(Vec<Notification>) + Send + 'static,
+) -> (Engine, Handle) {
+    let (sender, inputs) = sync_channel(waiting_max);
+    let engine = Engine {
+        machine,
+        log,
+        keeper,
+        clock,
+        inputs,
+        notify: Box::new(notify),
+        refusals,
+        disk_full,
+        free_bytes_min,
+        gauges,
+        last_commit: now_instant(),
+        last_disk_look: Timestamp(0),
+        minute_closed: false,
+        staged: Vec::new(),
+    };
+    (engine, Handle { inputs: sender })
+}
+
+#[expect(clippy::disallowed_methods, reason = "spacing commits is about real time, and nothing that is stored depends on it")]
+fn now_instant() -> Instant {
+    Instant::now()
+}
+
+impl Engine {
+    /// Runs until it is told to stop, or cannot write: then the process must end, because what is on disk is unknown.
+    ///
+    /// # Errors
+    /// What could not be written.
+    pub fn run(mut self) -> Result<(), keep::Error> {
+        loop {
+            let input = self.inputs.recv_timeout(self.until_due());
+            let stop = match input {
+                Ok(Input::Batch(first)) => self.group(first)?,
+                Ok(other) => self.handle(other)?,
+                Err(RecvTimeoutError::Timeout) => false,
+                Err(RecvTimeoutError::Disconnected) => true,
+            };
+            if stop {
+                // No slot is closed early: a restart raises no alarm.
+                self.keeper.checkpoint(&mut self.machine, self.clock.now())?;
+                info!(position = self.machine.position.0, "everything is on disk");
+                return Ok(());
+            }
+            self.close_due()?;
+            self.look_after_the_disk()?;
+        }
+    }
+
+    fn until_due(&self) -> Duration {
+        let now = self.clock.now();
+        let next = self.machine.judge.judged_to().map_or(Slot::containing(now), Slot::next);
+        let due = next.end().plus_ms(self.machine.judge.promises().judge_after_ms);
+        Duration::from_millis(u64::try_from(due.0 - now.0).unwrap_or(0).clamp(1, 1_000))
+    }
+
+    /// Gathers batches until the gap since the last commit has passed and no more wait; commits them. Whether to stop.
+    fn group(&mut self, first: Submission) -> Result<bool, keep::Error> {
+        let mut group = vec![first];
+        let mut items = group[0].batch.items.len();
+        let mut other = None;
+        while items < GROUP_ITEMS_MAX && other.is_none() {
+            let wait = COMMIT_GAP.saturating_sub(self.last_commit.elapsed());
+            match self.inputs.recv_timeout(wait) {
+                Ok(Input::Batch(next)) => {
+                    items += next.batch.items.len();
+                    group.push(next);
+                }
+                Ok(input) => other = Some(input),
+                Err(_) => break,
+            }
+        }
+        self.commit_batches(group)?;
+        other.map_or(Ok(false), |input| self.handle(input))
+    }
+
+    fn handle(&mut self, input: Input) -> Result<bool, keep::Error> {
+        match input {
+            Input::Batch(batch) => return self.group(batch),
+            Input::Look(look) => look(&self.machine, &self.keeper),
+            Input::Stop => return Ok(true),
+            Input::Decide(command, reply) => {
+                let decided = self.machine.judge.decide(command);
+                if let Ok(record) = &decided {
+                    self.stage(record.clone().into());
+                    self.commit()?;
+                }
+                // Whoever asked may have gone away; it stands all the same.
+                drop(reply.send(decided));
+            }
+        }
+        Ok(false)
+    }
+
+    /// Commits a group of batches as one frame. A key that comes twice in it waits for the first to be on disk, then repeats its answer.
+    fn commit_batches(&mut self, group: Vec<Submission>) -> Result<(), keep::Error> {
+        let now = self.clock.now();
+        let (mut taken, mut again, mut answered): (Vec<(Submission, Option<Committed>)>, Vec<_>, Vec<_>) = Default::default();
+        let mut repeated = 0_u64;
+        let mut in_group = HashSet::new();
+        for submission in group {
+            let observed = |b: &Batch| b.items.iter().map(|i| i.tally.observed).sum::<u64>();
+            match self.machine.keys.look(&submission.identity, submission.body) {
+                Known::New => {
+                    let name = match &submission.identity {
+                        Identity::None => None,
+                        Identity::Key(key) => Some((key.to_string(), 0, 0)),
+                        Identity::Sender(s) => Some((s.id.clone(), s.epoch, s.seq)),
+                    };
+                    if name.is_some_and(|n| !in_group.insert(n)) {
+                        again.push(submission);
+                    } else {
+                        let committed = committed(&submission, now);
+                        taken.push((submission, committed));
+                    }
+                }
+                Known::Repeat(first) => {
+                    repeated += observed(&submission.batch);
+                    answered.push((submission.reply, Answer::Duplicate(first.map(|a| (a.accepted, a.rejected)))));
+                }
+                Known::OtherBody => {
+                    if let Identity::Sender(sender) = &submission.identity {
+                        self.machine.keys.note_conflict(&sender.id);
+                        warn!(sender = sender.id, "one sequence number came with two bodies: two processes use this sender's name");
+                    }
+                    answered.push((submission.reply, Answer::OtherBody));
+                }
+                Known::Full => answered.push((submission.reply, Answer::KeysFull)),
+            }
+        }
+        let batches: Vec<&Batch> = taken.iter().map(|(s, _)| &s.batch).collect();
+        let mut delta = self.machine.fold(&batches, &mut Vec::new());
+        delta.fates[Fate::Duplicate as usize] += repeated;
+        for (total, refused) in delta.fates.iter_mut().zip(self.refusals.take()) {
+            *total += refused;
+        }
+        for sender in taken.iter().filter_map(|(_, c)| c.as_ref().and_then(|c| c.sender.as_ref())) {
+            let known = self.machine.keys.senders().get(&sender.id);
+            if known.is_some_and(|k| k.is_behind(sender.epoch)) {
+                warn!(sender = sender.id, "batches of an older start came after those of a newer one: two processes use this sender's name");
+            }
+        }
+        delta.batches = taken.iter_mut().filter_map(|(_, c)| c.take()).collect();
+        answered.extend(taken.into_iter().map(|(s, _)| (s.reply, Answer::Committed)));
+        if delta != Delta::default() {
+            self.stage(delta);
+        }
+        self.commit()?;
+        for (reply, answer) in answered {
+            // Whoever sent it may have gone away; it is on disk all the same.
+            drop(reply.send(answer));
+        }
+        if again.is_empty() { Ok(()) } else { self.commit_batches(again) }
+    }
+
+    /// Adds a frame to the next commit and takes it in. Nobody sees it before it is on disk: looks, answers and notifications come after the commit.
+    fn stage(&mut self, delta: Delta) {
+        let position = self.log.stage(&delta.to_sections());
+        let effects = self.machine.apply(position, &delta);
+        self.minute_closed |= effects.closed_to.is_some();
+        self.staged.push((position, delta, effects));
+    }
+
+    fn commit(&mut self) -> Result<(), keep::Error> {
+        let start = now_instant();
+        self.log.commit().map_err(|e| self.lost(e))?;
+        self.last_commit = now_instant();
+        // History and index follow the log and never lead it: a position that a crash takes back is given to another frame.
+        for (position, delta, effects) in std::mem::take(&mut self.staged) {
+            self.keeper.keep(&self.machine, position, &delta, &effects)?;
+            for record in delta.records {
+                if let Record::SlotClosed(SlotClosed { notifications, .. }) | Record::Configured { notifications, .. } = record
+                    && !notifications.is_empty()
+                {
+                    (self.notify)(notifications);
+                }
+            }
+        }
+        self.gauges.commits.fetch_add(1, Ordering::Relaxed);
+        self.gauges.commit_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn lost(&self, error: crate::log::Error) -> keep::Error {
+        error!(%error, position = self.machine.position.0, "the log cannot be written: this process ends, and the next one reads the disk anew");
+        error.into()
+    }
+
+    /// Judges the slots whose time has come.
+    fn close_due(&mut self) -> Result<(), keep::Error> {
+        let now = self.clock.now();
+        let Some(target) = Slot::ended_by(now.plus_ms(-self.machine.judge.promises().judge_after_ms)) else { return Ok(()) };
+        let start = now_instant();
+        let mut closes = 0;
+        while let Some(end) = self.machine.next_close(target) {
+            failpoint::pass("in slot close");
+            let delta = self.machine.close(end);
+            self.stage(delta);
+            closes += 1;
+            if closes % CLOSES_MAX == 0 {
+                self.commit()?;
+            }
+        }
+        if closes > 0 {
+            self.gauges.judge_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
+            self.commit()?;
+        }
+        if self.minute_closed && self.keeper.is_due(now) {
+            self.minute_closed = false;
+            self.keeper.checkpoint(&mut self.machine, now)?;
+            self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn look_after_the_disk(&mut self) -> Result<(), keep::Error> {
+        let now = self.clock.now();
+        if now.0 - self.last_disk_look.0 < 1_000 {
+            return Ok(());
+        }
+        self.last_disk_look = now;
+        if let Some(free) = self.keeper.free_bytes() {
+            let full = free < self.free_bytes_min;
+            if full != self.disk_full.swap(full, Ordering::Relaxed) {
+                warn!(free_bytes = free, full, "room on the disk");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn committed(submission: &Submission, now: Timestamp) -> Option<Committed> {
+    let answer = Answered { at: now, body: submission.body, accepted: submission.batch.accepted, rejected: submission.batch.rejected };
+    match &submission.identity {
+        Identity::None => None,
+        Identity::Key(key) => Some(Committed { key: Some(*key), sender: None, answer }),
+        Identity::Sender(sender) => Some(Committed { key: None, sender: Some(sender.clone()), answer }),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
