@@ -9,3 +9,4 @@ pub mod incident;
 pub mod judge;
 pub mod history;
 pub mod ingest;
+pub mod notify;
