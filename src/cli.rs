@@ -11,6 +11,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::config::{Config, DEFAULT_TOML};
 use crate::endpoint::PathTemplates;
 use crate::incident::{Event, Marker};
+use crate::log::record::Position;
+use crate::run::clock::Clock;
+use crate::run::keep::{self, Retention};
 use crate::run::replay::{self, Replay, Said};
 use crate::time::{Timestamp, humanize_ms};
 
@@ -21,8 +24,37 @@ struct Arguments {
     command: Command,
 }
 
+/// Where the configuration is, and what takes its place.
+#[derive(clap::Args)]
+struct Where {
+    /// The configuration (TOML); without it the built-in defaults hold
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The data directory, in place of the configured one
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl Where {
+    fn load(&self) -> anyhow::Result<Config> {
+        let mut config = load(self.config.as_deref())?;
+        if let Some(dir) = &self.data_dir {
+            config.data_dir.clone_from(dir);
+        }
+        Ok(config)
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
+    /// Takes timings, judges them, pages people
+    Serve {
+        #[command(flatten)]
+        place: Where,
+        /// The listener, in place of the configured one; port 0 picks a free one
+        #[arg(long, value_name = "ADDR")]
+        listen: Option<String>,
+    },
     /// Runs recorded timings through the engine and prints what it would have said, one JSON line each
     Replay {
         /// What is owed (TOML); without it an export or a log brings its own
@@ -48,6 +80,39 @@ enum Command {
     },
     /// Prints every setting with its default and what it does
     PrintConfig,
+    /// Reads every byte of a data directory and says what does not check; exit 1 if anything
+    Verify {
+        #[command(flatten)]
+        place: Where,
+        /// Decides the log again and compares with what was decided
+        #[arg(long)]
+        redecide: bool,
+    },
+    /// Builds index and snapshots again from log and history
+    RebuildView {
+        #[command(flatten)]
+        place: Where,
+    },
+    /// Writes the log, one frame a line, for replay
+    Export {
+        #[command(flatten)]
+        place: Where,
+    },
+    /// Sets a damaged segment of the log aside and goes on without the frames that cannot be read
+    Repair {
+        #[command(flatten)]
+        place: Where,
+        /// The first position that is lost, as `serve` named it
+        #[arg(long, value_name = "POSITION")]
+        accept_loss: u64,
+    },
+    /// Sends a test message to receivers
+    NotifyTest {
+        #[command(flatten)]
+        place: Where,
+        /// Which; without it all
+        receiver: Option<String>,
+    },
 }
 
 /// A mistake on the command line or in the configuration: exit code 2.
@@ -80,6 +145,29 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Replay { config, markers, log, until, files } => replay(config.as_deref(), markers.as_deref(), log.as_deref(), until.as_deref(), &files),
         Command::Check { config } => check(config.as_deref()),
+        Command::Serve { place, listen } => serve(&place, listen.as_deref()),
+        Command::Verify { place, redecide } => verify(&place, redecide),
+        Command::RebuildView { place } => {
+            let config = place.load()?;
+            let opened = open_to_rebuild(&config)?;
+            println!("index and state were built again: {} endpoints, up to position {}", opened.0, opened.1);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Export { place } => {
+            let config = place.load()?;
+            anyhow::ensure!(config.data_dir.join("log").is_dir(), "{} holds no log", config.data_dir.display());
+            let frames = replay::export(&config.data_dir, io::BufWriter::new(io::stdout().lock()))?;
+            eprintln!("wrote {frames} frames");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Repair { place, accept_loss } => {
+            let config = place.load()?;
+            let _lock = keep::lock(&config.data_dir)?;
+            let aside = crate::log::file::repair(&config.data_dir, Position(accept_loss))?;
+            println!("the damaged segment is kept as {}; the log goes on without what could not be read", aside.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::NotifyTest { place, receiver } => notify_test(&place.load()?, receiver.as_deref()),
         Command::PrintConfig => {
             io::stdout().write_all(DEFAULT_TOML.as_bytes())?;
             Ok(ExitCode::SUCCESS)
@@ -89,6 +177,77 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn load(path: Option<&Path>) -> anyhow::Result<Config> {
     Ok(path.map_or_else(|| Ok(Config::default_config()), Config::load)?)
+}
+
+fn serve(place: &Where, listen: Option<&str>) -> anyhow::Result<ExitCode> {
+    let mut config = place.load()?;
+    if let Some(listen) = listen {
+        config.listen = listen.parse().map_err(|_| Usage(format!("--listen: `{listen}` is not an address such as 127.0.0.1:9898")))?;
+    }
+    config.check_listener().map_err(Usage)?;
+    log_to_stderr();
+    for what in &config.not_judged {
+        tracing::warn!("{what} is accepted, and this version does not judge it");
+    }
+    crate::run::serve::serve(&config, place.config.as_deref())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Structured logs: text on a terminal, JSON elsewhere. `RUST_LOG` chooses what.
+fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sled=warn"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    if io::stderr().is_terminal() { builder.init() } else { builder.json().init() }
+}
+
+fn retention(config: &Config) -> Retention {
+    Retention { minutes_ms: config.keep_minutes_ms, hours_ms: config.keep_hours_ms, log_ms: config.keep_log_ms }
+}
+
+fn open_to_rebuild(config: &Config) -> anyhow::Result<(usize, u64)> {
+    let now = Clock::default().now();
+    let mut opened = keep::open(&config.data_dir, config.endpoint_limits, retention(config), now, true)?;
+    opened.keeper.checkpoint(&mut opened.machine, now)?;
+    Ok((opened.machine.catalogue.entries().len(), opened.machine.position.0))
+}
+
+fn verify(place: &Where, redecide: bool) -> anyhow::Result<ExitCode> {
+    let config = place.load()?;
+    anyhow::ensure!(config.data_dir.is_dir(), "{} is not there", config.data_dir.display());
+    let mut report = crate::run::verify::verify(&config.data_dir)?;
+    if redecide {
+        report.wrong.extend(crate::run::verify::redecide(&config.data_dir, config.endpoint_limits)?);
+    }
+    println!("{} frames of the log, {} blocks of history, {} snapshots", report.frames, report.blocks, report.snapshots);
+    for wrong in &report.wrong {
+        println!("wrong: {wrong}");
+    }
+    Ok(if report.wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn notify_test(config: &Config, only: Option<&str>) -> anyhow::Result<ExitCode> {
+    let chosen: Vec<_> = config.receivers.iter().filter(|r| only.is_none_or(|o| o == r.name)).collect();
+    if chosen.is_empty() {
+        return Err(Usage(only.map_or_else(|| "no receiver is configured".to_owned(), |o| format!("no receiver is named `{o}`"))).into());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (now, mut failed) = (Clock::default().now(), false);
+    let url = Some(config.public_url.as_str()).filter(|u| !u.is_empty());
+    for receiver in chosen {
+        let target = crate::notify::Target::new(receiver, url)?;
+        for recipient in target.recipients().to_vec() {
+            let notification = crate::notify::test_notification(receiver, &recipient, now);
+            match runtime.block_on(crate::notify::deliver(&target, &notification, now)) {
+                Ok(()) => println!("{} {recipient}: sent", receiver.name),
+                Err(failure) => {
+                    failed = true;
+                    println!("{} {recipient}: {}", receiver.name, failure.reason);
+                }
+            }
+        }
+    }
+    Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
 
 fn check(path: Option<&Path>) -> anyhow::Result<ExitCode> {

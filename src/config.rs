@@ -297,21 +297,6 @@ fn key_at(text: &str, at: usize) -> String {
     candidate.split('=').next().filter(|_| candidate.contains('=')).map_or(String::new(), |k| k.trim().to_owned())
 }
 
-/// Reads a secret: `env:NAME`, `file:PATH`, or the text itself.
-///
-/// # Errors
-/// When the variable or file is not there, or it is empty.
-pub fn secret_of(text: &str) -> Result<String, String> {
-    let secret = if let Some(name) = text.strip_prefix("env:") {
-        std::env::var(name).map_err(|_| format!("the environment variable {name} is not set"))?
-    } else if let Some(path) = text.strip_prefix("file:") {
-        std::fs::read_to_string(path).map_err(|e| format!("cannot read {path}: {e}"))?.trim().to_owned()
-    } else {
-        text.to_owned()
-    };
-    if secret.is_empty() { Err("the secret is empty".to_owned()) } else { Ok(secret) }
-}
-
 impl Config {
     /// The built-in defaults.
     ///
@@ -499,7 +484,7 @@ fn tokens(source: &Source<'_>, raw: &Raw) -> Result<Vec<Token>, Error> {
     raw.token
         .iter()
         .map(|t| {
-            let secret = secret_of(t.secret.get_ref()).map_err(|e| source.error(&t.secret, format!("secret: {e}")))?;
+            let secret = crate::notify::resolve(t.secret.get_ref()).map_err(|e| source.error(&t.secret, format!("secret: {e}")))?;
             Ok(Token { scope: t.scope, hash: sha2::Sha256::digest(secret).into() })
         })
         .collect()

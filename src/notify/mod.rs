@@ -171,6 +171,50 @@ pub async fn deliver(target: &Target, notification: &Notification, now: Timestam
     }
 }
 
+/// A notification that says it is a test, for `notify-test`.
+#[must_use]
+pub fn test_notification(receiver: &ReceiverConfig, recipient: &str, now: Timestamp) -> Notification {
+    use crate::incident::{Channel, Event, Evidence, Kind, State, Transition, derived_id};
+    let id = derived_id(&["test", &receiver.name, recipient, &now.0.to_string()]);
+    let evidence = Evidence {
+        objective: "a test of this receiver".to_owned(),
+        target: "100 %".to_owned(),
+        endpoint_kind: "http".to_owned(),
+        state: State::Firing,
+        windows: Vec::new(),
+        period_requests: 0,
+        period_bad: 0,
+        period: "0 d".to_owned(),
+        budget_remaining_ratio: 1.0,
+        budget_exhausted_in_seconds: None,
+        bad_since_opened: 0,
+        requests_since_opened: 0,
+    };
+    Notification {
+        id: id.clone(),
+        receiver: receiver.name.clone(),
+        recipient: recipient.to_owned(),
+        channel: if receiver.email.is_some() { Channel::Email } else { Channel::Webhook },
+        root: None,
+        line: Transition {
+            at: now,
+            event: Event::Opened,
+            id,
+            kind: Kind::Burn,
+            severity: crate::objective::Severity::Warning,
+            service: "slowburn".to_owned(),
+            env: String::new(),
+            method: String::new(),
+            route: "notify-test".to_owned(),
+            summary: "This is a test: nothing is wrong. Whoever reads it would have been told.".to_owned(),
+            breach_at: None,
+            breach_from: None,
+            breach_to: None,
+            evidence,
+        },
+    }
+}
+
 /// A setting that may be a secret kept elsewhere: `env:NAME`, `file:PATH` (one trailing line end is cut), or the value itself.
 ///
 /// # Errors

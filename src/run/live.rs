@@ -99,6 +99,29 @@ impl Handle {
         answer.await.map_err(|_| Busy)
     }
 
+    /// Like [`Handle::decide`], and waits while the queue is full.
+    ///
+    /// # Errors
+    /// [`Busy`] when the engine is gone.
+    pub async fn decide_patiently(&self, command: Command) -> Result<Result<Record, Refusal>, Busy> {
+        loop {
+            let (reply, answer) = oneshot::channel();
+            match self.inputs.try_send(Input::Decide(command.clone(), reply)) {
+                Ok(()) => return answer.await.map_err(|_| Busy),
+                Err(TrySendError::Disconnected(_)) => return Err(Busy),
+                Err(TrySendError::Full(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// Has somebody look at the state.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub fn send_look(&self, look: Look) -> Result<(), Busy> {
+        self.inputs.try_send(Input::Look(look)).map_err(|_| Busy)
+    }
+
     /// Has the engine write everything and end.
     pub fn stop(&self) {
         // A full queue is waited for: this is the last thing that is sent.

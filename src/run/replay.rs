@@ -328,22 +328,29 @@ impl<'a, W: Write> Replay<'a, W> {
         Ok(())
     }
 
-    /// Judges what is left: to the end of the last timing's slot, or until a given time.
+    /// Judges what is left: to the end of the last timing's slot, or until a given time. Recorded frames bring their own slot ends, and nothing is judged
+    /// beyond them but until a given time.
     ///
     /// # Errors
     /// [`Error::Write`].
     pub fn finish(&mut self, until: Option<Timestamp>) -> Result<(), Error> {
         self.take_in();
         let judge_after = self.machine.judge.promises().judge_after_ms;
-        let last = self.machine.open.cells().map(|c| c.0).max().filter(|_| self.machine.judge.judged_to().is_none_or(|j| self.next_boundary_ms > i64::MIN && j < Slot(u32::MAX)));
-        if self.next_boundary_ms > i64::MIN
-            && let Some(last) = last
-        {
+        let plain = self.next_boundary_ms > i64::MIN;
+        if plain && let Some(last) = self.machine.open.cells().map(|c| c.0).max() {
             self.advance(last.end().plus_ms(judge_after))?;
         }
         if let Some(until) = until.filter(|u| *u > self.now) {
             self.advance(until)?;
         }
+        self.finish_log()
+    }
+
+    /// Ends a replay of recorded frames, which need no clock of their own.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn finish_log(&mut self) -> Result<(), Error> {
         self.out.flush().map_err(Error::Write)
     }
 }

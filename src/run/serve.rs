@@ -1,0 +1,363 @@
+//! `slowburn serve`: opens the data directory, starts the engine and the listener, and takes everything down in order.
+//!
+//! The order of the end: stop listening, finish the requests under way, commit and snapshot, let the lanes of receivers end. What is not delivered by then stays
+//! owed in the log. No slot is closed early, so a restart of Slowburn raises no alarm.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use super::clock::Clock;
+use super::connection::IdleLimited;
+use super::keep::{self, Retention};
+use super::live::{self, Gauges, Handle};
+use super::tasks::Tasks;
+use crate::config::Config;
+use crate::endpoint::PathTemplates;
+use crate::incident::Notification;
+use crate::ingest::http::{Ingest, Refusal, Refusals};
+use crate::judge::{self, Command, Promises, Record};
+use crate::notify::{LaneStatus, Lanes, Target};
+use crate::show::{self, Answer, Look, Scene, Site, Source};
+use crate::time::Timestamp;
+
+/// A request's head must arrive within this.
+const HEAD_WAIT: Duration = Duration::from_secs(5);
+/// A connection on which nothing moves is closed after this.
+const IDLE_WAIT: Duration = Duration::from_secs(75);
+/// Requests under way may take this long at the end.
+const DRAIN_WAIT: Duration = Duration::from_secs(10);
+
+/// Why the server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory.
+    #[error(transparent)]
+    Keep(#[from] keep::Error),
+    /// The listener.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Signals, threads.
+    #[error("the operating system refused what a server needs")]
+    System(#[source] std::io::Error),
+    /// A receiver's secret or address.
+    #[error("receiver `{name}`: {source}")]
+    Receiver {
+        /// Which.
+        name: String,
+        /// Why.
+        source: crate::notify::TargetError,
+    },
+    /// The engine could not write.
+    #[error("the engine ended: {0}")]
+    Engine(String),
+}
+
+/// The lanes in force; a reload puts others in their place.
+type SharedLanes = Arc<Mutex<Option<Lanes>>>;
+
+struct Live {
+    handle: Handle,
+    lanes: SharedLanes,
+    gauges: Arc<Gauges>,
+    clock: Arc<Clock>,
+}
+
+impl Source for Live {
+    fn look(&self, look: Look) -> Result<(), Refusal> {
+        let clock = Arc::clone(&self.clock);
+        self.handle
+            .send_look(Box::new(move |machine, keeper| {
+                let kept = keeper.kept(machine, clock.now());
+                look(&Scene { machine, store: &keeper.store, kept });
+            }))
+            .map_err(|_| show::stopping())
+    }
+
+    fn decide(&self, command: Command) -> Answer<Result<Record, judge::Refusal>> {
+        let handle = self.handle.clone();
+        Box::pin(async move { handle.decide(command).await.map_err(|_| show::stopping()) })
+    }
+
+    fn lanes(&self) -> Vec<LaneStatus> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Lanes::status).unwrap_or_default()
+    }
+
+    fn work(&self) -> [u64; 4] {
+        let g = &self.gauges;
+        [&g.commits, &g.commit_us, &g.judge_us, &g.snapshots].map(|n| n.load(Ordering::Relaxed))
+    }
+}
+
+/// Runs until SIGTERM or SIGINT. `config_file` is read again at SIGHUP.
+///
+/// # Errors
+/// [`Error`].
+pub fn serve(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::System)?;
+    let outcome = runtime.block_on(run(config, config_file));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
+    let targets = targets(config)?;
+    let clock = Clock::default();
+    let retention = Retention { minutes_ms: config.keep_minutes_ms, hours_ms: config.keep_hours_ms, log_ms: config.keep_log_ms };
+    let opened = keep::open(&config.data_dir, config.endpoint_limits, retention, clock.now(), false)?;
+    if let Some(torn) = &opened.torn {
+        warn!(path = %torn.path.display(), bytes = torn.bytes, "the last write was torn and cut off: nothing in it had been acknowledged");
+    }
+    let known = opened.machine.judge.judged_to().map_or(Timestamp(0), |j| j.end());
+    if clock.now() < known {
+        warn!(clock = %clock.now(), log = %known, "the clock is behind what the log holds: time stands still here until it has caught up");
+    }
+    let clock = Arc::new(Clock::not_before(known));
+    let (owed, fresh) = (opened.machine.judge.outbox().to_vec(), opened.machine.judge.promises().clone());
+    let is_new = opened.machine.position.0 == 0;
+    let (refusals, disk_full, gauges) = (Arc::new(Refusals::default()), Arc::new(AtomicBool::new(false)), Arc::new(Gauges::default()));
+    let (notifications, inbox) = mpsc::unbounded_channel::<Vec<Notification>>();
+    let (engine, handle) = live::engine(
+        opened.machine,
+        opened.log,
+        opened.keeper,
+        Arc::clone(&clock),
+        config.batches_waiting_max,
+        config.free_bytes_min,
+        Arc::clone(&refusals),
+        Arc::clone(&disk_full),
+        Arc::clone(&gauges),
+        // The receiving task ends last: nothing is lost, it is owed in the log.
+        move |n| drop(notifications.send(n)),
+    );
+    let (ended, engine_end) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || drop(ended.send(engine.run()))).map_err(Error::System)?;
+    decide(&handle, Command::Start(clock.now())).await?;
+    configure(&handle, &clock, &fresh, &config.promises, is_new).await?;
+
+    let tasks = Tasks::default();
+    let lanes: SharedLanes = Arc::default();
+    *lanes.lock().unwrap_or_else(PoisonError::into_inner) = Some(start_lanes(targets, &clock, &tasks, &handle));
+    tasks.spawn("notifications", forward(inbox, owed, Arc::clone(&lanes)));
+
+    let listener = TcpListener::bind(config.listen).await.map_err(|source| Error::Listen { address: config.listen, source })?;
+    let address = listener.local_addr().map_err(Error::System)?;
+    let ready = Arc::new(AtomicBool::new(true));
+    let source: Arc<dyn Source> = Arc::new(Live { handle: handle.clone(), lanes: Arc::clone(&lanes), gauges, clock: Arc::clone(&clock) });
+    let now = Arc::clone(&clock);
+    let site = Site {
+        source,
+        reader: crate::history::files::Reader::new(&config.data_dir),
+        ingest: Ingest {
+            door: handle.door(),
+            templates: Arc::new(PathTemplates::new(&config.path_patterns)),
+            now: Arc::new(move || now.now()),
+            body_bytes_max: config.body_bytes_max,
+            disk_full,
+            refusals,
+        },
+        tokens: config.tokens.clone().into(),
+        port: address.port(),
+        loopback: address.ip().is_loopback(),
+        exported_endpoints_max: config.exported_endpoints_max,
+        ready: Arc::clone(&ready),
+    };
+    // Programs wait for this line.
+    eprintln!("listening on http://{address}");
+    let mut engine_end = engine_end;
+    let served = listen(listener, show::router(site), config, &tasks, Reload { file: config_file.map(Path::to_owned), handle: handle.clone(), clock: Arc::clone(&clock), lanes: Arc::clone(&lanes), tasks: tasks.clone() }, &mut engine_end).await;
+
+    ready.store(false, Ordering::Relaxed);
+    handle.stop();
+    let outcome = match served {
+        Served::EngineEnded(outcome) => outcome,
+        Served::Signal => match engine_end.await {
+            Ok(outcome) => outcome.map_err(|e| e.to_string()),
+            Err(_) => Err("it went away".to_owned()),
+        },
+    };
+    if let Some(lanes) = lanes.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        lanes.close();
+    }
+    tasks.drain(DRAIN_WAIT).await;
+    if thread.join().is_err() {
+        return Err(Error::Engine("it panicked".to_owned()));
+    }
+    drop(opened.lock);
+    outcome.map_err(Error::Engine)
+}
+
+fn targets(config: &Config) -> Result<Vec<(String, Target)>, Error> {
+    let url = Some(config.public_url.as_str()).filter(|u| !u.is_empty());
+    config
+        .receivers
+        .iter()
+        .map(|r| Target::new(r, url).map(|t| (r.name.clone(), t)).map_err(|source| Error::Receiver { name: r.name.clone(), source }))
+        .collect()
+}
+
+async fn decide(handle: &Handle, command: Command) -> Result<(), Error> {
+    match handle.decide(command).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(refusal)) => Err(Error::Engine(refusal.to_string())),
+        Err(busy) => Err(Error::Engine(busy.to_string())),
+    }
+}
+
+/// Records what is owed from now on, if it is not what was owed before.
+async fn configure(handle: &Handle, clock: &Clock, before: &Promises, promises: &Promises, is_new: bool) -> Result<(), Error> {
+    let same = promises.clone().dated(before, None) == *before;
+    if same && !is_new { Ok(()) } else { decide(handle, Command::Configure(clock.now(), promises.clone())).await }
+}
+
+fn start_lanes(targets: Vec<(String, Target)>, clock: &Arc<Clock>, tasks: &Tasks, handle: &Handle) -> Lanes {
+    let (now, handle, report_clock) = (Arc::clone(clock), handle.clone(), Arc::clone(clock));
+    let clock: crate::notify::outbox::Clock = Arc::new(move || now.now());
+    let report: crate::notify::outbox::Report = Arc::new(move |id, result, detail| {
+        let (handle, at) = (handle.clone(), report_clock.now());
+        Box::pin(async move {
+            if !detail.is_empty() {
+                info!(notification = id, result = result.name(), detail, "delivery ended");
+            }
+            // Without a receipt it stays owed, and the receiver knows its id when it comes again.
+            if let Err(error) = handle.decide_patiently(Command::Deliver(at, id, result)).await {
+                warn!(%error, "a receipt could not be recorded");
+            }
+        })
+    });
+    let tasks = tasks.clone();
+    let seed = u64::from(std::process::id());
+    Lanes::new(targets.into_iter().collect(), &clock, seed, move |name, task| tasks.spawn(name, task), &report)
+}
+
+/// Hands what is owed to the lanes: first what was owed at the start, then as it is decided.
+async fn forward(mut inbox: mpsc::UnboundedReceiver<Vec<Notification>>, owed: Vec<Notification>, lanes: SharedLanes) {
+    let push = |notifications: Vec<Notification>| {
+        let lanes = lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        for n in notifications {
+            if let Some(lanes) = lanes.as_ref() {
+                lanes.push(n);
+            }
+        }
+    };
+    push(owed);
+    while let Some(more) = inbox.recv().await {
+        push(more);
+    }
+}
+
+struct Reload {
+    file: Option<PathBuf>,
+    handle: Handle,
+    clock: Arc<Clock>,
+    lanes: SharedLanes,
+    tasks: Tasks,
+}
+
+impl Reload {
+    /// Reads the configuration again: what is owed and who is told change at once; the rest needs a restart. A bad one changes nothing.
+    async fn reload(&self) {
+        let Some(file) = &self.file else {
+            warn!("there is no configuration file to read again");
+            return;
+        };
+        let config = match Config::load(file) {
+            Ok(config) => config,
+            Err(error) => {
+                error!(%error, "the configuration was not reloaded: the one before stays in force");
+                return;
+            }
+        };
+        let targets = match targets(&config) {
+            Ok(targets) => targets,
+            Err(error) => {
+                error!(%error, "the configuration was not reloaded: the one before stays in force");
+                return;
+            }
+        };
+        if let Err(error) = decide(&self.handle, Command::Configure(self.clock.now(), config.promises)).await {
+            error!(%error, "the configuration was not reloaded: the one before stays in force");
+            return;
+        }
+        let lanes = start_lanes(targets, &self.clock, &self.tasks, &self.handle);
+        let owed = self.handle.look(|machine, _| machine.judge.outbox().to_vec()).await.unwrap_or_default();
+        for n in owed {
+            lanes.push(n);
+        }
+        if let Some(before) = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).replace(lanes) {
+            before.close();
+        }
+        info!(file = %file.display(), "the configuration was reloaded");
+    }
+}
+
+enum Served {
+    Signal,
+    EngineEnded(Result<(), String>),
+}
+
+/// Accepts connections until a signal comes or the engine ends.
+async fn listen(listener: TcpListener, router: axum::Router, config: &Config, tasks: &Tasks, reload: Reload, engine_end: &mut oneshot::Receiver<Result<(), keep::Error>>) -> Served {
+    let slots = Arc::new(Semaphore::new(config.connections_max));
+    let graceful = GracefulShutdown::new();
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT).max_buf_size(64 << 10);
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup())) else {
+        return Served::EngineEnded(Err("signals cannot be received".to_owned()));
+    };
+    let served = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Served::Signal,
+            _ = interrupt.recv() => break Served::Signal,
+            _ = hangup.recv() => reload.reload().await,
+            ended = &mut *engine_end => break Served::EngineEnded(match ended {
+                Ok(outcome) => outcome.map_err(|e| e.to_string()),
+                Err(_) => Err("it went away".to_owned()),
+            }),
+            accepted = listener.accept() => {
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                };
+                let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                    warn!(limit = config.connections_max, "the limit of connections is reached: one was closed");
+                    continue;
+                };
+                // An answer is small and waited for.
+                drop(stream.set_nodelay(true));
+                let stream = TokioIo::new(Box::pin(IdleLimited::new(stream, IDLE_WAIT)));
+                let connection = builder.serve_connection(stream, TowerToHyperService::new(router.clone()));
+                let connection = graceful.watch(connection);
+                tasks.spawn("connection", async move {
+                    // A peer that goes away in the middle is its own business; what it had acknowledged is on disk.
+                    drop(connection.await);
+                    drop(slot);
+                });
+            }
+        }
+    };
+    drop(listener);
+    if tokio::time::timeout(DRAIN_WAIT, graceful.shutdown()).await.is_err() {
+        warn!("some requests did not end in time and are cut off");
+    }
+    served
+}

@@ -1,0 +1,430 @@
+//! The JSON API under `/api/v1`. Its description is `openapi.json` beside this file; a test holds the two together.
+
+use std::collections::BTreeSet;
+
+use axum::body::Body;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Extension, Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::guard::Identified;
+use super::{Scene, Site};
+use crate::counting::Cell;
+use crate::endpoint::{EndpointId, EndpointKey};
+use crate::histogram::quantile::Quantile;
+use crate::history::query::{self, Sources};
+use crate::incident::{Marker, Silence, derived_id};
+use crate::ingest::http::Refusal;
+use crate::judge::{self, Command, ObjectiveState, Record};
+use crate::time::{TimeRange, Timestamp, parse_duration_us};
+
+/// Points in one answer.
+const POINTS_MAX: i64 = 11_000;
+
+/// The description of the API.
+pub const OPENAPI_JSON: &str = include_str!("openapi.json");
+
+/// The paths served, for the test that compares them with the description.
+pub const PATHS: &[&str] = &[
+    "/api/v1/timings",
+    "/api/v1/endpoints",
+    "/api/v1/quantiles",
+    "/api/v1/counts",
+    "/api/v1/objectives",
+    "/api/v1/incidents",
+    "/api/v1/incidents/{id}",
+    "/api/v1/incidents/{id}/ack",
+    "/api/v1/silences",
+    "/api/v1/silences/{id}",
+    "/api/v1/markers",
+    "/api/v1/senders",
+    "/api/v1/openapi.json",
+];
+
+pub(super) fn routes() -> Router<Site> {
+    Router::new()
+        .route("/api/v1/timings", post(timings))
+        .route("/api/v1/endpoints", get(endpoints))
+        .route("/api/v1/quantiles", get(quantiles))
+        .route("/api/v1/counts", get(counts))
+        .route("/api/v1/objectives", get(objectives))
+        .route("/api/v1/incidents", get(incidents))
+        .route("/api/v1/incidents/{id}", get(incident))
+        .route("/api/v1/incidents/{id}/ack", post(ack))
+        .route("/api/v1/silences", get(silences).post(silence).delete(unsilence_by_query))
+        .route("/api/v1/silences/{id}", delete(unsilence))
+        .route("/api/v1/markers", get(markers).post(mark))
+        .route("/api/v1/senders", get(senders))
+        .route("/api/v1/openapi.json", get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI_JSON)))
+}
+
+pub(super) async fn not_found() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "not_found", "there is nothing under this path; see /api/v1/openapi.json")
+}
+
+fn bad(message: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message)
+}
+
+fn broken(error: &dyn std::error::Error) -> Refusal {
+    tracing::error!(%error, "a query failed");
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", error.to_string())
+}
+
+async fn timings(State(site): State<Site>, Extension(identified): Extension<Identified>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    site.ingest.handle(&headers, identified.0, body).await
+}
+
+/// Which endpoints, which time.
+#[derive(Debug, Deserialize)]
+struct Question {
+    service: Option<String>,
+    env: Option<String>,
+    kind: Option<String>,
+    method: Option<String>,
+    route: Option<String>,
+    from: Option<String>,
+    to: Option<String>,
+    step: Option<String>,
+    q: Option<String>,
+    outcome: Option<String>,
+    threshold: Option<String>,
+}
+
+impl Question {
+    fn matches(&self, key: &EndpointKey) -> bool {
+        let may = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
+        may(&self.service, &key.service) && may(&self.env, &key.env) && may(&self.kind, &key.kind) && may(&self.method, &key.method) && may(&self.route, &key.route)
+    }
+
+    /// The range asked for; without one the last hour.
+    fn range(&self, now: Timestamp) -> Result<TimeRange, Refusal> {
+        let time = |name: &str, text: &Option<String>, default: Timestamp| match text.as_deref() {
+            None | Some("") => Ok(default),
+            Some(text) => Timestamp::parse(text).map_err(|e| bad(format!("{name}: {e}"))),
+        };
+        let to = time("to", &self.to, now)?;
+        let from = time("from", &self.from, to.plus_ms(-3_600_000))?;
+        if from >= to { Err(bad("`from` is not before `to`")) } else { Ok(TimeRange { from, to }) }
+    }
+
+    fn step_ms(&self) -> Result<Option<i64>, Refusal> {
+        let Some(text) = self.step.as_deref().filter(|s| !s.is_empty()) else { return Ok(None) };
+        let us = parse_duration_us(text).map_err(|e| bad(format!("step: {e}")))?;
+        if us == 0 || !us.is_multiple_of(60_000_000) {
+            return Err(bad(format!("step: `{text}` is not a multiple of 60s")));
+        }
+        Ok(Some(i64::try_from(us / 1000).unwrap_or(i64::MAX)))
+    }
+
+    /// The stretches that get a point each.
+    fn stretches(&self, now: Timestamp) -> Result<Vec<TimeRange>, Refusal> {
+        let range = self.range(now)?;
+        let Some(step) = self.step_ms()? else { return Ok(vec![range]) };
+        let first = range.from.0.div_euclid(60_000) * 60_000;
+        let points = (range.to.0 - first).div_euclid(step) + 1;
+        if points > POINTS_MAX {
+            return Err(bad(format!("{points} points are over the limit of {POINTS_MAX}: ask for a longer step")));
+        }
+        let starts = (0..points).map(|n| first + n * step).filter(|start| *start < range.to.0);
+        // The last stretch is as long as the others: a step is a step.
+        Ok(starts.map(|start| TimeRange { from: Timestamp(start), to: Timestamp(start + step) }).collect())
+    }
+
+    fn chosen(&self, scene: &Scene<'_>) -> BTreeSet<EndpointId> {
+        let entries = scene.machine.catalogue.entries().iter().zip(0_u32..);
+        entries.filter(|(e, _)| self.matches(&e.key)).map(|(_, id)| EndpointId(id)).collect()
+    }
+}
+
+/// Takes what answers each stretch at one moment, then reads the files off the engine's thread.
+async fn cells(site: &Site, question: &Question, stretches: Vec<TimeRange>) -> Result<Vec<(TimeRange, Cell)>, Refusal> {
+    let asked = question.matcher();
+    let sources = site
+        .look(move |scene| {
+            let chosen = asked.chosen(scene);
+            let open = || scene.machine.open.cells();
+            stretches.into_iter().map(|range| query::sources(range, &scene.kept, chosen.clone(), scene.store, open())).collect::<Result<Vec<Sources>, _>>()
+        })
+        .await?
+        .map_err(|e| broken(&e))?;
+    let reader = site.reader.clone();
+    let read = tokio::task::spawn_blocking(move || sources.iter().map(|s| s.read(&reader).map(|cell| (s.range, cell))).collect::<Result<Vec<_>, _>>());
+    read.await.map_err(|e| broken(&e))?.map_err(|e| broken(&e))
+}
+
+impl Question {
+    fn matcher(&self) -> Self {
+        let Self { service, env, kind, method, route, .. } = self;
+        Self {
+            service: service.clone(),
+            env: env.clone(),
+            kind: kind.clone(),
+            method: method.clone(),
+            route: route.clone(),
+            from: None,
+            to: None,
+            step: None,
+            q: None,
+            outcome: None,
+            threshold: None,
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "7 days in microseconds is far below 2^53")]
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+async fn quantiles(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+    let asked: Vec<(String, Quantile)> = question
+        .q
+        .as_deref()
+        .unwrap_or("0.5,0.95,0.99")
+        .split(',')
+        .map(|text| Quantile::parse(text).map(|q| (text.to_owned(), q)).map_err(bad))
+        .collect::<Result<_, _>>()?;
+    let only = match question.outcome.as_deref() {
+        None | Some("") => None,
+        Some("ok") => Some(false),
+        Some("failed") => Some(true),
+        Some(other) => return Err(bad(format!("outcome: `{other}` is neither ok nor failed"))),
+    };
+    let cells = cells(&site, &question, question.stretches(site.now())?).await?;
+    let points: Vec<Value> = cells
+        .iter()
+        .filter(|(_, cell)| !cell.is_empty())
+        .map(|(range, cell)| {
+            let mut histogram = if only == Some(true) { cell.failed.clone() } else { cell.passed.clone() };
+            if only.is_none() {
+                histogram.merge(&cell.failed);
+            }
+            let values: serde_json::Map<String, Value> =
+                asked.iter().filter_map(|(text, q)| histogram.quantile_us(*q).map(|us| (text.clone(), json!(seconds(us))))).collect();
+            json!({"from": range.from, "to": range.to, "count": histogram.count(), "failures": cell.failures().weight, "values": values})
+        })
+        .collect();
+    Ok(Json(json!({"points": points})))
+}
+
+async fn counts(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+    let text = question.threshold.as_deref().ok_or_else(|| bad("threshold: expected a duration such as 137ms"))?;
+    let threshold_us = parse_duration_us(text).map_err(|e| bad(format!("threshold: {e}")))?;
+    let range = question.range(site.now())?;
+    let asked = question.matcher();
+    let configured = site
+        .look(move |scene| {
+            let mut chosen = asked.chosen(scene).into_iter().peekable();
+            let promises = scene.machine.judge.promises();
+            let counted = |id: EndpointId| scene.machine.catalogue.entry(id).is_some_and(|e| promises.counting_of(&e.key).0.contains(&threshold_us));
+            chosen.peek().is_some() && chosen.all(counted)
+        })
+        .await?;
+    let cells = cells(&site, &question, vec![range]).await?;
+    let (range, cell) = &cells[0];
+    let count = cell.at_threshold(threshold_us);
+    let (good, unsure, total) = (count.within.weight, count.unsure.weight, cell.total().weight);
+    Ok(Json(if configured && unsure == 0 {
+        json!({"from": range.from, "to": range.to, "good": good, "total": total})
+    } else {
+        json!({"from": range.from, "to": range.to, "good_low": good, "good_high": good + unsure, "total": total})
+    }))
+}
+
+async fn endpoints(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+    let asked = question.matcher();
+    let list = site
+        .look(move |scene| {
+            let machine = scene.machine;
+            let chosen = asked.chosen(scene);
+            let list = chosen.into_iter().filter_map(|id| {
+                let entry = machine.catalogue.entry(id)?;
+                let total = &machine.totals[id.0 as usize];
+                Some(json!({
+                    "service": entry.key.service, "env": entry.key.env, "kind": entry.key.kind, "method": entry.key.method, "route": entry.key.route,
+                    "critical": machine.is_critical(entry), "state": state_of(machine, id),
+                    "requests": total.total().weight, "failures": total.failures().weight,
+                }))
+            });
+            list.collect::<Vec<Value>>()
+        })
+        .await?;
+    Ok(Json(json!({"endpoints": list})))
+}
+
+fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {
+    let mut states: Vec<ObjectiveState> = machine.judge.objectives_of(id).map(|o| o.state).collect();
+    states.sort_by_key(|s| match s {
+        ObjectiveState::Burning => 0,
+        ObjectiveState::Unverified => 1,
+        ObjectiveState::Undecided => 2,
+        ObjectiveState::NoTraffic => 3,
+        ObjectiveState::Ok => 4,
+    });
+    match states.first() {
+        _ if machine.judge.judged_to().is_none() => "unknown",
+        Some(ObjectiveState::Burning | ObjectiveState::Unverified) => "burning",
+        Some(ObjectiveState::Undecided) => "undecided",
+        Some(ObjectiveState::NoTraffic) => "quiet",
+        Some(ObjectiveState::Ok) | None => "ok",
+    }
+}
+
+async fn objectives(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+    let asked = question.matcher();
+    let list = site
+        .look(move |scene| {
+            let chosen = asked.chosen(scene);
+            scene.machine.judge.objectives().filter(|o| chosen.contains(&o.endpoint)).collect::<Vec<_>>()
+        })
+        .await?;
+    Ok(Json(json!({"objectives": list})))
+}
+
+async fn incidents(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+    let store = site.look(|scene| scene.store.clone()).await?;
+    let all = tokio::task::spawn_blocking(move || store.incidents()).await.map_err(|e| broken(&e))?.map_err(|e| broken(&e))?;
+    let wanted = |i: &&crate::incident::Incident| {
+        let may = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
+        may(&question.service, &i.service) && may(&question.route, &i.route) && may(&question.method, &i.method) && may(&question.env, &i.env)
+    };
+    Ok(Json(json!({"incidents": all.iter().filter(wanted).collect::<Vec<_>>()})))
+}
+
+async fn incident(State(site): State<Site>, Path(id): Path<String>) -> Result<Response, Refusal> {
+    let wanted = id.clone();
+    let found = site.look(move |scene| scene.store.incident(&wanted)).await?.map_err(|e| broken(&e))?;
+    found.map(|i| Json(i).into_response()).ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "not_found", format!("no incident has the id {id}")))
+}
+
+async fn decide(site: &Site, command: Command) -> Result<Record, Refusal> {
+    site.source.decide(command).await?.map_err(|e| {
+        let status = if matches!(e, judge::Refusal::TooManySilences) { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::NOT_FOUND };
+        Refusal::new(status, "refused", e.to_string())
+    })
+}
+
+fn read<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Refusal> {
+    body.map(|Json(value)| value).map_err(|e| {
+        let status = if e.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE { e.status() } else { StatusCode::BAD_REQUEST };
+        Refusal::new(status, "bad_request", e.body_text())
+    })
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct AckBody {
+    #[serde(default)]
+    by: String,
+}
+
+async fn ack(State(site): State<Site>, Path(id): Path<String>, body: axum::body::Bytes) -> Result<Json<Value>, Refusal> {
+    let AckBody { by } = if body.is_empty() { AckBody::default() } else { serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))? };
+    decide(&site, Command::Ack { at: site.now(), incident: id.clone(), by }).await?;
+    Ok(Json(json!({"id": id, "acked": true})))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SilenceBody {
+    service: String,
+    env: Option<String>,
+    method: Option<String>,
+    route: Option<String>,
+    from: Option<Value>,
+    until: Option<Value>,
+    duration: Option<String>,
+    #[serde(default)]
+    comment: String,
+    #[serde(default)]
+    by: String,
+}
+
+fn time_of(name: &str, value: &Value) -> Result<Timestamp, Refusal> {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Timestamp::parse(&text).map_err(|e| bad(format!("{name}: {e}")))
+}
+
+async fn silence(State(site): State<Site>, body: Result<Json<SilenceBody>, JsonRejection>) -> Result<Json<Value>, Refusal> {
+    let body = read(body)?;
+    let now = site.now();
+    let from = body.from.as_ref().map_or(Ok(now), |v| time_of("from", v))?;
+    let until = match (&body.until, &body.duration) {
+        (Some(until), None) => time_of("until", until)?,
+        (None, Some(duration)) => {
+            let us = parse_duration_us(duration).map_err(|e| bad(format!("duration: {e}")))?;
+            from.plus_ms(i64::try_from(us / 1000).unwrap_or(i64::MAX))
+        }
+        _ => return Err(bad("expected one of `until` and `duration`: a silence ends by itself")),
+    };
+    if until <= from {
+        return Err(bad("the silence ends before it begins"));
+    }
+    let optional = |o: &Option<String>| o.clone().unwrap_or_default();
+    let id = derived_id(&[&body.service, &optional(&body.env), &optional(&body.method), &optional(&body.route), &from.0.to_string(), &until.0.to_string(), &body.comment]);
+    let silence = Silence { id, service: body.service, env: body.env, method: body.method, route: body.route, from, until, comment: body.comment, by: body.by };
+    decide(&site, Command::Silence(silence.clone())).await?;
+    Ok(Json(json!(silence)))
+}
+
+async fn silences(State(site): State<Site>) -> Result<Json<Value>, Refusal> {
+    let all = site.look(|scene| scene.store.silences()).await?.map_err(|e| broken(&e))?;
+    Ok(Json(json!({"silences": all})))
+}
+
+#[derive(Debug, Deserialize)]
+struct ById {
+    id: String,
+}
+
+async fn unsilence_by_query(site: State<Site>, Query(ById { id }): Query<ById>) -> Result<Json<Value>, Refusal> {
+    unsilence(site, Path(id)).await
+}
+
+async fn unsilence(State(site): State<Site>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
+    decide(&site, Command::Unsilence(site.now(), id.clone())).await?;
+    Ok(Json(json!({"id": id, "ended": true})))
+}
+
+#[derive(Debug, Deserialize)]
+struct MarkerBody {
+    ts: Option<Value>,
+    #[serde(default)]
+    service: String,
+    #[serde(default)]
+    title: String,
+    #[serde(default)]
+    version: String,
+}
+
+async fn mark(State(site): State<Site>, body: Result<Json<MarkerBody>, JsonRejection>) -> Result<Json<Value>, Refusal> {
+    let body = read(body)?;
+    let ts = body.ts.as_ref().map_or(Ok(site.now()), |v| time_of("ts", v))?;
+    for (name, part) in [("service", &body.service), ("title", &body.title), ("version", &body.version)] {
+        crate::endpoint::check_part(name, part, false).map_err(|e| bad(e.to_string()))?;
+    }
+    let marker = Marker { ts, service: body.service, title: body.title, version: body.version };
+    decide(&site, Command::Mark(marker.clone())).await?;
+    Ok(Json(json!(marker)))
+}
+
+async fn markers(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+    let all = site.look(|scene| scene.store.markers()).await?.map_err(|e| broken(&e))?;
+    let wanted = |m: &&Marker| question.service.as_deref().is_none_or(|s| s == m.service || m.service.is_empty());
+    Ok(Json(json!({"markers": all.iter().filter(wanted).collect::<Vec<_>>()})))
+}
+
+async fn senders(State(site): State<Site>) -> Result<Json<Value>, Refusal> {
+    let list = site
+        .look(|scene| {
+            let senders = scene.machine.keys.senders().iter();
+            senders.map(|(id, s)| json!({"id": id, "last_seen": s.last_seen, "dropped": s.dropped, "conflicts": s.conflicts, "uptime_s": s.uptime_s})).collect::<Vec<_>>()
+        })
+        .await?;
+    Ok(Json(json!({"senders": list})))
+}

@@ -1,0 +1,85 @@
+//! Who may do what. Tokens with two scopes; and, because a page in any browser can reach a loopback port, a check of where a request comes from.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use sha2::Digest as _;
+use subtle::ConstantTimeEq as _;
+
+use super::Site;
+use crate::config::Scope;
+use crate::ingest::http::Refusal;
+
+/// The scope under which a request came; its name separates idempotency keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Identified(pub &'static str);
+
+/// Refuses what is not allowed before anything of it is read.
+pub async fn guard(State(site): State<Site>, mut request: Request, next: Next) -> Response {
+    match check(&site, request.method(), request.uri().path(), request.headers()) {
+        Ok(identified) => {
+            request.extensions_mut().insert(identified);
+            next.run(request).await
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+fn check(site: &Site, method: &Method, path: &str, headers: &HeaderMap) -> Result<Identified, Refusal> {
+    let changes = !matches!(*method, Method::GET | Method::HEAD);
+    if site.loopback {
+        same_host(site.port, headers)?;
+    }
+    if changes {
+        same_site(headers)?;
+    }
+    let open = matches!(path, "/livez" | "/readyz");
+    if site.tokens.is_empty() || open {
+        return Ok(Identified(""));
+    }
+    let scope = scope_of(site, headers).ok_or_else(|| Refusal::new(StatusCode::UNAUTHORIZED, "token", "expected `Authorization: Bearer TOKEN` with a configured token"))?;
+    let needs_admin = changes && path != "/api/v1/timings";
+    if needs_admin && scope != Scope::Admin {
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "scope", "this token may send timings and read; this needs one with the scope admin"));
+    }
+    Ok(Identified(match scope {
+        Scope::Ingest => "ingest",
+        Scope::Admin => "admin",
+    }))
+}
+
+fn scope_of(site: &Site, headers: &HeaderMap) -> Option<Scope> {
+    let given = headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
+    let hash: [u8; 32] = sha2::Sha256::digest(given.trim()).into();
+    // All are compared, so that the time tells nothing.
+    let found = site.tokens.iter().filter(|t| bool::from(t.hash.ct_eq(&hash))).map(|t| t.scope);
+    found.max_by_key(|s| *s == Scope::Admin)
+}
+
+/// A loopback server answers to loopback names only: a foreign name that resolves here is a page that rebinds.
+fn same_host(port: u16, headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(host) = headers.get(header::HOST) else { return Ok(()) };
+    let host = host.to_str().unwrap_or("");
+    let (name, given) = match host.rsplit_once(':') {
+        Some((name, given)) if !given.contains(']') => (name, given.parse().ok()),
+        _ => (host, Some(80)),
+    };
+    let name = name.trim_matches(['[', ']']);
+    let loopback = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if loopback && given == Some(port) {
+        return Ok(());
+    }
+    Err(Refusal::new(StatusCode::FORBIDDEN, "host", format!("the Host `{host}` is not this listener's")))
+}
+
+fn same_site(headers: &HeaderMap) -> Result<(), Refusal> {
+    let text = |name: &str| headers.get(name).map(|v| v.to_str().unwrap_or("?").to_owned());
+    let host = text("host").unwrap_or_default();
+    let foreign_origin = text("origin").is_some_and(|o| o.split_once("://").is_none_or(|(_, from)| from != host));
+    let foreign_fetch = text("sec-fetch-site").is_some_and(|s| s != "same-origin" && s != "none");
+    if foreign_origin || foreign_fetch {
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "cross_site", "a page of another site may not change anything here"));
+    }
+    Ok(())
+}
