@@ -209,6 +209,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 pub(crate) mod tests {
     use super::*;
     use crate::incident::{Channel, Event, Evidence, Kind, State, Transition, Verdict, WindowEvidence};

@@ -257,5 +257,6 @@ async fn is_closed(closed: &mut watch::Receiver<bool>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #[path = "outbox_tests.rs"]
 pub mod tests;
