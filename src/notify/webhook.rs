@@ -108,7 +108,12 @@ impl Webhook {
             Some(secret) => Some(key(&resolve(secret)?).map_err(TargetError::Config)?),
             None => None,
         };
-        let client = Client::builder()
+        let builder = match url.scheme() {
+            // Without TLS and redirects nobody asks for certificates, and a machine may have none.
+            "http" => Client::builder().tls_certs_only([]),
+            _ => Client::builder(),
+        };
+        let client = builder
             .redirect(redirect::Policy::none())
             .no_proxy()
             // Notifications are rare: an idle connection would mostly be a dead one.
