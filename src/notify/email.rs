@@ -240,13 +240,13 @@ impl Email {
             let root = self.message_id(root);
             builder = builder.in_reply_to(root.clone()).references(root);
         }
-        let link = self.public_url.as_deref();
+        let base = self.public_url.as_deref();
         let part = |kind, body| SinglePart::builder().header(kind).body(body);
         let body = MultiPart::alternative()
             // Random otherwise, and a repeated mail would not be the same.
             .boundary(format!("slowburn-{}", notification.id))
-            .singlepart(part(ContentType::TEXT_PLAIN, letter::text(line, link)))
-            .singlepart(part(ContentType::TEXT_HTML, letter::html(line, link)));
+            .singlepart(part(ContentType::TEXT_PLAIN, letter::text(line, base)))
+            .singlepart(part(ContentType::TEXT_HTML, letter::html(line, base)));
         builder.multipart(body).map_err(|e| format!("cannot compose the mail: {e}"))
     }
 }
@@ -265,6 +265,7 @@ fn failure(error: &lettre::transport::smtp::Error) -> Failure {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use mail_parser::{MessageParser, MimeHeaders as _};
 

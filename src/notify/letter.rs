@@ -275,7 +275,7 @@ Windows (long / short):
     fn the_end_of_an_incident_says_so() {
         let text = text(&notification("a", Event::Resolved).line, None);
         assert!(text.contains("Event:     resolved\n"), "{text}");
-        assert!(text.contains("Why now:   good again: 4 of 4 requests bad in 5m\n"), "{text}");
+        assert!(text.contains("Why now:   good again: 0 of 4 requests bad in 5m\n"), "{text}");
         assert!(text.contains("Budget:    56 % of 30d left\n"), "{text}");
         assert!(text.contains("In all:    13 of 18 requests bad since it opened\n"), "{text}");
         assert!(!text.contains("Link"));

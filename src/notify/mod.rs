@@ -253,6 +253,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 pub(crate) mod tests {
     use super::*;
     use crate::incident::{Channel, Event, Evidence, Kind, State, Transition, Verdict, WindowEvidence};
@@ -270,8 +271,8 @@ pub(crate) mod tests {
             observed_long: 18,
             burn_long: 14.44,
             requests_short: 4,
-            bad_short: 4,
-            burn_short: 20.0,
+            bad_short: if event == Event::Resolved { 0 } else { 4 },
+            burn_short: if event == Event::Resolved { 0.0 } else { 20.0 },
             p_value: 4.5e-5,
         };
         let evidence = Evidence {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -23,7 +24,7 @@ pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 pub type Report = Arc<dyn Fn(String, DeliveryResult, String) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// How a lane does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LaneStatus {
     /// The receiver's name; empty for the lane of receivers that the configuration does not know (any more).
     pub receiver: String,
@@ -257,5 +258,6 @@ async fn is_closed(closed: &mut watch::Receiver<bool>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #[path = "outbox_tests.rs"]
 pub mod tests;

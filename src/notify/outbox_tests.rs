@@ -42,12 +42,12 @@ fn world(receivers: &[(&str, &[&str])], answer: impl Fn(&Notification, usize) ->
     let begun = Instant::now();
     let clock: Clock = Arc::new(move || START.plus_ms(i64::try_from(begun.elapsed().as_millis()).unwrap()));
     let (tried, ended) = (Seen::default(), Seen::default());
-    let (tries, ends) = (Arc::clone(&tried), Arc::clone(&ended));
+    let (attempts, ends) = (Arc::clone(&tried), Arc::clone(&ended));
     let play: Play = Arc::new(move |told, now| {
-        let mut tries = tries.lock().unwrap();
+        let mut attempts = attempts.lock().unwrap();
         let key = format!("{} {}", told.recipient, told.id);
-        tries.push((u64::try_from((now.0 - START.0) / 1000).unwrap(), key.clone()));
-        let answer = answer(&told, tries.iter().filter(|(_, k)| *k == key).count());
+        attempts.push((u64::try_from((now.0 - START.0) / 1000).unwrap(), key.clone()));
+        let answer = answer(&told, attempts.iter().filter(|(_, k)| *k == key).count());
         Box::pin(async move { answer })
     });
     let report: Report = Arc::new(move |id, result, detail| {

@@ -5,7 +5,7 @@
 //! called: only an address that the configuration spells out, or `localhost`, may do that. Nothing is retried here.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,7 +108,12 @@ impl Webhook {
             Some(secret) => Some(key(&resolve(secret)?).map_err(TargetError::Config)?),
             None => None,
         };
-        let client = Client::builder()
+        let builder = match url.scheme() {
+            // Without TLS and redirects nobody asks for certificates, and a machine may have none.
+            "http" => Client::builder().tls_certs_only([]),
+            _ => Client::builder(),
+        };
+        let client = builder
             .redirect(redirect::Policy::none())
             .no_proxy()
             // Notifications are rare: an idle connection would mostly be a dead one.
@@ -161,9 +166,12 @@ pub fn body(line: &Transition) -> Result<String, String> {
 }
 
 /// `v1,` and the base64 of HMAC-SHA256 over `id.timestamp.body`.
+///
+/// # Panics
+/// Never: HMAC takes a key of any length.
 #[must_use]
 pub fn signature(key: &[u8], id: &str, timestamp_s: i64, body: &str) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("a key of any length will do");
     mac.update(format!("{id}.{timestamp_s}.").as_bytes());
     mac.update(body.as_bytes());
     format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
@@ -239,15 +247,16 @@ fn may_be_called(ip: IpAddr) -> bool {
 }
 
 /// The IPv4 address inside an IPv6 address of the forms `::a.b.c.d` and `64:ff9b::a.b.c.d` (NAT64).
-fn compatible(ip: Ipv6Addr) -> Option<std::net::Ipv4Addr> {
-    let [a, b, c, d, e, f, high, low] = ip.segments();
-    let nat64 = [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0];
-    let old = [a, b, c, d, e, f] == [0; 6];
-    let [(w, x), (y, z)] = [high, low].map(|s| ((s >> 8) as u8, (s & 0xff) as u8));
-    (nat64 || old).then(|| std::net::Ipv4Addr::new(w, x, y, z))
+fn compatible(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let octets = ip.octets();
+    let (prefix, embedded) = octets.split_last_chunk::<4>()?;
+    let is_nat64 = *prefix == [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0];
+    let is_old = *prefix == [0; 12];
+    (is_nat64 || is_old).then(|| Ipv4Addr::from(*embedded))
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use crate::incident::Event;
