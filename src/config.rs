@@ -337,7 +337,10 @@ impl Config {
             return Err(source.error(minutes, "retention.minutes: expected at least 4d: burn windows of 3d are rebuilt from them"));
         }
         let listen_text = raw.listen.clone().or(default.listen.clone()).expect("the default has it");
-        let listen = listen_text.get_ref().parse().map_err(|_| source.error(&listen_text, format!("listen: `{}` is not an address such as 127.0.0.1:9898", listen_text.get_ref())))?;
+        let listen = listen_text
+            .get_ref()
+            .parse()
+            .map_err(|_| source.error(&listen_text, format!("listen: `{}` is not an address such as 127.0.0.1:9898", listen_text.get_ref())))?;
         let receivers = receivers(&source, &raw)?;
         let windows = windows(&source, &raw)?;
         let judge_after = raw.judge_after.or(default.judge_after).map_or(15_000, |m| m.0);
@@ -436,7 +439,8 @@ fn owed(source: &Source<'_>, raw: &RawEndpoint, windows: &[BurnWindow], receiver
         crate::endpoint::check_part(name, part.get_ref(), true).map_err(|e| source.error(part, e.to_string()))?;
     }
     let digits = raw.digits.as_ref().map_or(Some(Digits::Two), |d| Digits::from_number(*d.get_ref()));
-    let digits = digits.ok_or_else(|| raw.digits.as_ref().map_or_else(|| unreachable!("absent digits are two"), |d| source.error(d, "digits: expected 2 or 3")))?;
+    let digits =
+        digits.ok_or_else(|| raw.digits.as_ref().map_or_else(|| unreachable!("absent digits are two"), |d| source.error(d, "digits: expected 2 or 3")))?;
     let mut promises: Vec<Promise> = Vec::new();
     for spanned in &raw.objectives {
         let o = spanned.get_ref();
@@ -452,7 +456,8 @@ fn owed(source: &Source<'_>, raw: &RawEndpoint, windows: &[BurnWindow], receiver
         promises.push(Promise { goal, target_ppb: o.target.0, period_slots, windows: windows.to_vec(), since: Slot(0) });
     }
     for t in &raw.thresholds {
-        let window = BurnWindow { long_slots: t.window.0, short_slots: t.window.0, factor_milli: 1000, severity: t.severity.unwrap_or(Severity::Warning), alpha: 0.001 };
+        let window =
+            BurnWindow { long_slots: t.window.0, short_slots: t.window.0, factor_milli: 1000, severity: t.severity.unwrap_or(Severity::Warning), alpha: 0.001 };
         let goal = Goal::Quantile { threshold_us: t.over.0, quantile_ppb: t.quantile.0 };
         promises.push(Promise { goal, target_ppb: t.quantile.0, period_slots: t.window.0, windows: vec![window], since: Slot(0) });
     }
@@ -546,12 +551,15 @@ severity = "critical"
         let config = Config::default_config();
         assert_eq!((config.promises.judge_after_ms, config.body_bytes_max, config.keep_minutes_ms), (15_000, 16 << 20, 8 * 86_400_000));
         let windows = windows(&Source { file: "", text: "" }, &Source { file: "", text: "" }.read().unwrap()).unwrap();
-        assert_eq!(windows.iter().map(|w| (w.long_name(), w.short_name(), w.factor_milli, w.alpha)).collect::<Vec<_>>(), [
-            ("1h".into(), "5m".into(), 14_400, 0.001),
-            ("6h".into(), "30m".into(), 6_000, 0.001),
-            ("1d".into(), "2h".into(), 3_000, 0.001),
-            ("3d".into(), "6h".into(), 1_000, 0.05)
-        ]);
+        assert_eq!(
+            windows.iter().map(|w| (w.long_name(), w.short_name(), w.factor_milli, w.alpha)).collect::<Vec<_>>(),
+            [
+                ("1h".into(), "5m".into(), 14_400, 0.001),
+                ("6h".into(), "30m".into(), 6_000, 0.001),
+                ("1d".into(), "2h".into(), 3_000, 0.001),
+                ("3d".into(), "6h".into(), 1_000, 0.05)
+            ]
+        );
     }
 
     #[test]

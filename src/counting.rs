@@ -195,8 +195,8 @@ impl Cell {
 
     /// Adds another cell.
     pub fn merge(&mut self, other: &Self) {
-        let same = self.thresholds.len() == other.thresholds.len()
-            && self.thresholds.iter().zip(&other.thresholds).all(|(a, b)| a.threshold_us == b.threshold_us);
+        let same =
+            self.thresholds.len() == other.thresholds.len() && self.thresholds.iter().zip(&other.thresholds).all(|(a, b)| a.threshold_us == b.threshold_us);
         if same {
             for (a, b) in self.thresholds.iter_mut().zip(&other.thresholds) {
                 add(a, b);

@@ -187,8 +187,7 @@ fn is_identifier(segment: &str) -> bool {
     let bytes = segment.as_bytes();
     let hex = |b: &[u8]| b.iter().all(u8::is_ascii_hexdigit);
     let digits = |b: &[u8]| !b.is_empty() && b.iter().all(u8::is_ascii_digit);
-    let uuid = bytes.len() == 36
-        && bytes.iter().enumerate().all(|(i, b)| if matches!(i, 8 | 13 | 18 | 23) { *b == b'-' } else { b.is_ascii_hexdigit() });
+    let uuid = bytes.len() == 36 && bytes.iter().enumerate().all(|(i, b)| if matches!(i, 8 | 13 | 18 | 23) { *b == b'-' } else { b.is_ascii_hexdigit() });
     let date = bytes.len() == 10 && bytes[4] == b'-' && bytes[7] == b'-' && digits(&bytes[..4]) && digits(&bytes[5..7]) && digits(&bytes[8..]);
     digits(bytes) || uuid || date || (bytes.len() >= 16 && hex(bytes) && bytes.iter().any(u8::is_ascii_digit))
 }

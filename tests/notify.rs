@@ -162,9 +162,7 @@ fn assert_mail(mail: &str, id: &str, root: Option<&str>) {
     assert_eq!(mail.header("Auto-Submitted").and_then(|h| h.as_text()), Some("auto-generated"));
     assert!(mail.bcc().is_none());
     let text = mail.body_text(0).unwrap();
-    for wanted in
-        ["27.8 % good in 1h: 13 of 18 requests bad", "95 % good", "50 % of 30d left", "https://slow.example/api/v1/incidents/00c0ffee00c0ffee"]
-    {
+    for wanted in ["27.8 % good in 1h: 13 of 18 requests bad", "95 % good", "50 % of 30d left", "https://slow.example/api/v1/incidents/00c0ffee00c0ffee"] {
         assert!(text.contains(wanted), "{wanted} is not in {text}");
     }
     let html = mail.body_html(0).unwrap();

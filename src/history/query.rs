@@ -82,7 +82,13 @@ pub struct Sources {
 ///
 /// # Errors
 /// When the index cannot be read.
-pub fn sources<'a>(range: TimeRange, kept: &Kept, endpoints: BTreeSet<EndpointId>, store: &Store, open: impl Iterator<Item = (Slot, EndpointId, &'a Cell)>) -> Result<Sources, store::Error> {
+pub fn sources<'a>(
+    range: TimeRange,
+    kept: &Kept,
+    endpoints: BTreeSet<EndpointId>,
+    store: &Store,
+    open: impl Iterator<Item = (Slot, EndpointId, &'a Cell)>,
+) -> Result<Sources, store::Error> {
     let (pieces, range) = plan(range, kept);
     let mut blocks = Vec::new();
     for piece in pieces {
@@ -125,12 +131,15 @@ mod tests {
         let kept = Kept { minutes_from: Timestamp(0), hours_from: Timestamp(0), closed_to: Timestamp(50 * HOUR) };
         let (pieces, range) = plan(TimeRange { from: Timestamp(23 * HOUR - 30_000), to: Timestamp(50 * HOUR + 5_000) }, &kept);
         let shown: Vec<_> = pieces.iter().map(|p| (p.tier, p.range.from.0, p.range.to.0)).collect();
-        assert_eq!(shown, [
-            (Tier::Minute, 23 * HOUR - 60_000, 23 * HOUR),
-            (Tier::Hour, 23 * HOUR, 24 * HOUR),
-            (Tier::Day, 24 * HOUR, 48 * HOUR),
-            (Tier::Hour, 48 * HOUR, 50 * HOUR),
-        ]);
+        assert_eq!(
+            shown,
+            [
+                (Tier::Minute, 23 * HOUR - 60_000, 23 * HOUR),
+                (Tier::Hour, 23 * HOUR, 24 * HOUR),
+                (Tier::Day, 24 * HOUR, 48 * HOUR),
+                (Tier::Hour, 48 * HOUR, 50 * HOUR),
+            ]
+        );
         assert_eq!(range, TimeRange { from: Timestamp(23 * HOUR - 60_000), to: Timestamp(50 * HOUR + 10_000) });
     }
 

@@ -1,6 +1,6 @@
 //! What people read about an incident: the one-sentence summary here; channels lay it out further.
 
-use super::{Evidence, Event, Kind, State, Verdict, WindowEvidence};
+use super::{Event, Evidence, Kind, State, Verdict, WindowEvidence};
 use crate::endpoint::EndpointKey;
 use crate::time::humanize_ms;
 
@@ -39,10 +39,7 @@ pub fn deciding_window(evidence: &Evidence) -> Option<&WindowEvidence> {
 /// `13 of 18 requests bad in 1h (observed 27.8 % good, promised 95 %), 14.4 times faster than the budget allows.`
 fn measured(kind: Kind, evidence: &Evidence, w: &WindowEvidence) -> String {
     let good = percent(w.requests_long - w.bad_long, w.requests_long);
-    let head = format!(
-        "{} of {} requests bad in {} (observed {good} good, promised {})",
-        w.bad_long, w.requests_long, w.long, evidence.target
-    );
+    let head = format!("{} of {} requests bad in {} (observed {good} good, promised {})", w.bad_long, w.requests_long, w.long, evidence.target);
     match kind {
         Kind::Burn => format!("{head}, {:.1} times faster than the budget allows.", w.burn_long),
         Kind::Threshold => format!("{head}."),

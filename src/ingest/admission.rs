@@ -113,7 +113,9 @@ impl<'a> Admission<'a> {
         };
         let kind = line.kind.as_ref().map_or("http", |k| &*k.0);
         let key = KeyRef { service: text(&line.service), env: text(&line.env), kind, method: text(&line.method), route: &route };
-        for (name, part, required) in [("service", key.service, true), ("route", key.route, true), ("env", key.env, false), ("kind", key.kind, true), ("method", key.method, false)] {
+        for (name, part, required) in
+            [("service", key.service, true), ("route", key.route, true), ("env", key.env, false), ("kind", key.kind, true), ("method", key.method, false)]
+        {
             check_part(name, part, required).map_err(|e| malformed(e.to_string()))?;
         }
         let ts = self.time(line.ts.as_ref())?;
@@ -158,10 +160,16 @@ impl<'a> Admission<'a> {
             Some(Ts::Text(text)) => Timestamp::parse(text).map_err(|e| malformed(format!("`ts`: {e}")))?,
         };
         if ts.0 < now.0.saturating_sub(past_ms) {
-            return Err(Refused { fate: Fate::Late, reason: format!("`ts` is {ts}, more than {} before the server's clock", crate::time::humanize_ms(past_ms)) });
+            return Err(Refused {
+                fate: Fate::Late,
+                reason: format!("`ts` is {ts}, more than {} before the server's clock", crate::time::humanize_ms(past_ms)),
+            });
         }
         if ts.0 > now.0.saturating_add(future_ms) {
-            return Err(Refused { fate: Fate::Early, reason: format!("`ts` is {ts}, more than {} ahead of the server's clock", crate::time::humanize_ms(future_ms)) });
+            return Err(Refused {
+                fate: Fate::Early,
+                reason: format!("`ts` is {ts}, more than {} ahead of the server's clock", crate::time::humanize_ms(future_ms)),
+            });
         }
         Ok(ts)
     }
@@ -177,7 +185,9 @@ impl<'a> Admission<'a> {
                 age_ms: running.age_ms.unwrap_or(0),
                 n: running.n.unwrap_or(1),
             };
-            for (name, part, required) in [("service", &running.service, true), ("route", &running.route, true), ("env", &running.env, false), ("method", &running.method, false)] {
+            for (name, part, required) in
+                [("service", &running.service, true), ("route", &running.route, true), ("env", &running.env, false), ("method", &running.method, false)]
+            {
                 check_part(name, part, required).map_err(|e| malformed(format!("`in_flight`: {e}")))?;
             }
             taken.push(running);
@@ -321,7 +331,13 @@ mod tests {
 
     #[test]
     fn a_duration_is_rounded_once_half_up() {
-        for (text, us) in [(r#""duration_ms":182.4"#, 182_400), (r#""duration_us":1.5"#, 2), (r#""duration_us":1.49"#, 1), (r#""duration_s":0.0000005"#, 1), (r#""duration_ms":0"#, 0)] {
+        for (text, us) in [
+            (r#""duration_ms":182.4"#, 182_400),
+            (r#""duration_us":1.5"#, 2),
+            (r#""duration_us":1.49"#, 1),
+            (r#""duration_s":0.0000005"#, 1),
+            (r#""duration_ms":0"#, 0),
+        ] {
             let batch = admitted(&format!(r#"{{"service":"s","route":"/a",{text}}}"#));
             assert_eq!(batch.items[0].span, Span::exact(us), "{text}");
         }

@@ -107,7 +107,12 @@ impl Ingest {
         let format = format_of(headers)?;
         if self.disk_full.load(Ordering::Relaxed) {
             self.refusals.add(Fate::Shed, 1);
-            return Err(Refusal::later(StatusCode::INSUFFICIENT_STORAGE, "disk_full", "the disk is nearly full: nothing more is taken until there is room", 30));
+            return Err(Refusal::later(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "disk_full",
+                "the disk is nearly full: nothing more is taken until there is room",
+                30,
+            ));
         }
         let sender = sender_of(headers)?;
         let key = key_header(headers)?;
@@ -168,10 +173,19 @@ impl Ingest {
                 json!({"accepted": accepted, "rejected": rejected, "errors": [], "duplicate": true})
             }
             Answer::OtherBody => {
-                return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "other_body", "this key or sequence was used before with another body: nothing of this one was applied"));
+                return Err(Refusal::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "other_body",
+                    "this key or sequence was used before with another body: nothing of this one was applied",
+                ));
             }
             Answer::KeysFull => {
-                return Err(Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "keys_full", "the limit of idempotency keys is reached: name the sender instead (Slowburn-Sender)", 60));
+                return Err(Refusal::later(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "keys_full",
+                    "the limit of idempotency keys is reached: name the sender instead (Slowburn-Sender)",
+                    60,
+                ));
             }
         };
         Ok(axum::Json(body).into_response())
@@ -183,7 +197,11 @@ fn format_of(headers: &HeaderMap) -> Result<Format, Refusal> {
     match given.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
         "application/json" => Ok(Format::Json),
         "application/x-ndjson" => Ok(Format::Ndjson),
-        _ => Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type", format!("the content type is `{given}`, expected application/json or application/x-ndjson"))),
+        _ => Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content_type",
+            format!("the content type is `{given}`, expected application/json or application/x-ndjson"),
+        )),
     }
 }
 

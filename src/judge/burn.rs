@@ -265,11 +265,7 @@ pub fn next_due(memory: Memory, sums: &Sums, end: Slot, window: &BurnWindow, bud
         }
         Memory::Firing { clear_since, long_clear_since } => {
             let after = |since: Option<Slot>, slots: u32| since.map(|s| Slot(s.0 + slots)).filter(|due| *due > end);
-            change()
-                .into_iter()
-                .chain(after(clear_since, window.short_slots))
-                .chain(after(long_clear_since, window.long_slots))
-                .min()
+            change().into_iter().chain(after(clear_since, window.short_slots)).chain(after(long_clear_since, window.long_slots)).min()
         }
     }
 }

@@ -43,11 +43,7 @@ pub fn binomial_at_most(k: u64, n: u64, p: f64) -> f64 {
 fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
     let log_front = libm::lgamma(a + b) - libm::lgamma(a) - libm::lgamma(b) + a * libm::log(x) + b * libm::log1p(-x);
     let front = libm::exp(log_front);
-    if x < (a + 1.0) / (a + b + 2.0) {
-        front * continued_fraction(a, b, x) / a
-    } else {
-        1.0 - front * continued_fraction(b, a, 1.0 - x) / b
-    }
+    if x < (a + 1.0) / (a + b + 2.0) { front * continued_fraction(a, b, x) / a } else { 1.0 - front * continued_fraction(b, a, 1.0 - x) / b }
 }
 
 fn continued_fraction(a: f64, b: f64, x: f64) -> f64 {

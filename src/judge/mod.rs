@@ -235,9 +235,9 @@ impl Judge {
     #[must_use]
     pub fn next_due(&self) -> Option<Slot> {
         let untold = self.incidents.values().filter(|i| i.told_line.is_none());
-        let unmuted = untold.flat_map(|i| self.silences.iter().filter(move |s| s.service == i.service)).map(|s| {
-            Slot::containing(s.until.plus_ms(-self.promises.judge_after_ms))
-        });
+        let unmuted = untold
+            .flat_map(|i| self.silences.iter().filter(move |s| s.service == i.service))
+            .map(|s| Slot::containing(s.until.plus_ms(-self.promises.judge_after_ms)));
         let floor = self.judged_to.map_or(Slot(0), Slot::next);
         self.due.first().map(|d| d.0).into_iter().chain(unmuted.filter(|s| *s >= floor)).min()
     }
@@ -416,7 +416,8 @@ impl Judge {
     }
 
     fn configure(&self, at: Timestamp, promises: Promises) -> Record {
-        let now = self.judged_to.map(|_| Slot::containing(at));
+        // Before the first endpoint there is no past that a promise could come too late for.
+        let now = (!self.endpoints.is_empty()).then(|| Slot::containing(at));
         let promises = promises.dated(&self.promises, now);
         let (mut transitions, mut notifications) = (Vec::new(), Vec::new());
         for incident in self.incidents.values() {
@@ -561,12 +562,7 @@ impl Judge {
     /// Never: everything in it has text keys and finite numbers.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let told = Told {
-            promises: (*self.promises).clone(),
-            incidents: self.incidents.clone(),
-            outbox: self.outbox.clone(),
-            silences: self.silences.clone(),
-        };
+        let told = Told { promises: (*self.promises).clone(), incidents: self.incidents.clone(), outbox: self.outbox.clone(), silences: self.silences.clone() };
         let json = serde_json::to_string(&told).expect("text keys and finite numbers");
         Snapshot { judged_to: self.judged_to, json, rules: self.rules.iter().map(Rule::kept).collect() }
     }

@@ -165,12 +165,7 @@ impl Rule {
 
     pub(super) fn step(&self, end: Slot) -> Vec<Memory> {
         let budget = self.promise.budget_ppb();
-        self.promise
-            .windows
-            .iter()
-            .zip(&self.memories)
-            .map(|(window, memory)| burn::look_and_step(*memory, &self.sums, end, window, budget))
-            .collect()
+        self.promise.windows.iter().zip(&self.memories).map(|(window, memory)| burn::look_and_step(*memory, &self.sums, end, window, budget)).collect()
     }
 
     pub(super) fn next_due(&mut self, end: Slot) -> Option<Slot> {

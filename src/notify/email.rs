@@ -208,8 +208,7 @@ impl Email {
         };
         let (at_once, later) = if server.security == Security::Tls { (tls, None) } else { (None, tls) };
         let address = (server.host.as_str(), server.port);
-        let mut connection =
-            AsyncSmtpConnection::connect_tokio1(address, Some(self.time_limit), &self.hello, at_once, None).await.map_err(|e| failure(&e))?;
+        let mut connection = AsyncSmtpConnection::connect_tokio1(address, Some(self.time_limit), &self.hello, at_once, None).await.map_err(|e| failure(&e))?;
         if let Some(tls) = later {
             connection.starttls(tls, &self.hello).await.map_err(|e| failure(&e))?;
         }
@@ -356,15 +355,9 @@ mod tests {
     fn hostile_names_stay_where_they_belong() {
         let long = format!("/{}", "x".repeat(500));
         let wide = "/ä€😀".repeat(50);
-        for hostile in [
-            "<script>alert(1)</script>",
-            "/a\r\nBcc: eve@example.com",
-            "/\"quoted\" 'x'",
-            "=?utf-8?Q?=0D=0ABcc:_eve?=",
-            "\r\n.\r\nMAIL FROM:<x>",
-            &long,
-            &wide,
-        ] {
+        for hostile in
+            ["<script>alert(1)</script>", "/a\r\nBcc: eve@example.com", "/\"quoted\" 'x'", "=?utf-8?Q?=0D=0ABcc:_eve?=", "\r\n.\r\nMAIL FROM:<x>", &long, &wide]
+        {
             let mut told = notification("root1", Event::Opened);
             told.line.route = hostile.to_owned();
             told.line.summary = hostile.to_owned();

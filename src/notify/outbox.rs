@@ -84,13 +84,7 @@ impl std::fmt::Debug for Lanes {
 
 impl Lanes {
     /// Starts a lane for every destination through `spawn`, which gets a name for the task and the task. `seed` spreads the waits.
-    pub fn new(
-        targets: HashMap<String, Target>,
-        clock: &Clock,
-        seed: u64,
-        mut spawn: impl FnMut(String, BoxFuture<'static, ()>),
-        report: &Report,
-    ) -> Self {
+    pub fn new(targets: HashMap<String, Target>, clock: &Clock, seed: u64, mut spawn: impl FnMut(String, BoxFuture<'static, ()>), report: &Report) -> Self {
         let (closed, watch) = watch::channel(false);
         // In order of name, so that tasks start in the same order every time.
         let mut places: BTreeMap<Place, Option<Target>> = BTreeMap::from([(Place::default(), None)]);

@@ -104,8 +104,7 @@ async fn a_resolve_never_overtakes_its_page() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dead_destination_delays_no_other() {
-    let world =
-        world(&[("bot", &[]), ("mail", &["a", "b"])], |told, _| if told.id.starts_with("dead") { Err(Failure::temporary("gone")) } else { Ok(()) });
+    let world = world(&[("bot", &[]), ("mail", &["a", "b"])], |told, _| if told.id.starts_with("dead") { Err(Failure::temporary("gone")) } else { Ok(()) });
     world.push("bot", "", "dead1");
     world.push("mail", "a", "dead2");
     world.push("mail", "b", "alive");

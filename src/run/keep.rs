@@ -189,11 +189,7 @@ impl Keeper {
     #[must_use]
     pub fn kept(&self, machine: &Machine, now: Timestamp) -> Kept {
         let floor = |tier: Tier, keep_ms: i64| tier.period_of(Timestamp((now.0 - keep_ms).max(0)));
-        Kept {
-            minutes_from: floor(Tier::Hour, self.keep_minutes_ms),
-            hours_from: floor(Tier::Day, self.keep_hours_ms),
-            closed_to: machine.history_to(),
-        }
+        Kept { minutes_from: floor(Tier::Hour, self.keep_minutes_ms), hours_from: floor(Tier::Day, self.keep_hours_ms), closed_to: machine.history_to() }
     }
 
     /// Writes what a frame brought about. Under the frame's name, so it may be called again for the same frame.

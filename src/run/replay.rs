@@ -92,7 +92,15 @@ pub struct Replay<'a, W: Write> {
 
 impl<'a, W: Write> Replay<'a, W> {
     /// One that has seen nothing. With `promises` the configuration is given; without, frames bring theirs and plain timings are owed nothing.
-    pub fn new(promises: Option<Promises>, judge_after_ms: i64, limits: Limits, templates: &'a PathTemplates, mut markers: Vec<Marker>, out: W, on_bad: impl FnMut(&BadLine) + 'a) -> Self {
+    pub fn new(
+        promises: Option<Promises>,
+        judge_after_ms: i64,
+        limits: Limits,
+        templates: &'a PathTemplates,
+        mut markers: Vec<Marker>,
+        out: W,
+        on_bad: impl FnMut(&BadLine) + 'a,
+    ) -> Self {
         markers.sort_by_key(|m| m.ts);
         let own_promises = promises.is_some();
         let mut markers = markers.into_iter();

@@ -180,7 +180,15 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     // Programs wait for this line.
     eprintln!("listening on http://{address}");
     let mut engine_end = engine_end;
-    let served = listen(listener, show::router(site), config, &tasks, Reload { file: config_file.map(Path::to_owned), handle: handle.clone(), clock: Arc::clone(&clock), lanes: Arc::clone(&lanes), tasks: tasks.clone() }, &mut engine_end).await;
+    let served = listen(
+        listener,
+        show::router(site),
+        config,
+        &tasks,
+        Reload { file: config_file.map(Path::to_owned), handle: handle.clone(), clock: Arc::clone(&clock), lanes: Arc::clone(&lanes), tasks: tasks.clone() },
+        &mut engine_end,
+    )
+    .await;
 
     ready.store(false, Ordering::Relaxed);
     handle.stop();
@@ -312,12 +320,21 @@ enum Served {
 }
 
 /// Accepts connections until a signal comes or the engine ends.
-async fn listen(listener: TcpListener, router: axum::Router, config: &Config, tasks: &Tasks, reload: Reload, engine_end: &mut oneshot::Receiver<Result<(), keep::Error>>) -> Served {
+async fn listen(
+    listener: TcpListener,
+    router: axum::Router,
+    config: &Config,
+    tasks: &Tasks,
+    reload: Reload,
+    engine_end: &mut oneshot::Receiver<Result<(), keep::Error>>,
+) -> Served {
     let slots = Arc::new(Semaphore::new(config.connections_max));
     let graceful = GracefulShutdown::new();
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT).max_buf_size(64 << 10);
-    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup())) else {
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
+    else {
         return Served::EngineEnded(Err("signals cannot be received".to_owned()));
     };
     let served = loop {

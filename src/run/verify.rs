@@ -58,7 +58,9 @@ pub fn redecide(data_dir: &Path, limits: Limits) -> Result<Vec<String>, replay::
     let mut recorded = Vec::new();
     for frame in Reader::log(data_dir, Position(0))? {
         for record in Delta::from_frame(&frame?)?.records {
-            if let crate::judge::Record::SlotClosed(crate::judge::SlotClosed { transitions, .. }) | crate::judge::Record::Configured { transitions, .. } = record {
+            if let crate::judge::Record::SlotClosed(crate::judge::SlotClosed { transitions, .. }) | crate::judge::Record::Configured { transitions, .. } =
+                record
+            {
                 recorded.extend(transitions.iter().filter_map(|t| serde_json::to_string(t).ok()));
             }
         }

@@ -99,7 +99,11 @@ struct Question {
 impl Question {
     fn matches(&self, key: &EndpointKey) -> bool {
         let may = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
-        may(&self.service, &key.service) && may(&self.env, &key.env) && may(&self.kind, &key.kind) && may(&self.method, &key.method) && may(&self.route, &key.route)
+        may(&self.service, &key.service)
+            && may(&self.env, &key.env)
+            && may(&self.kind, &key.kind)
+            && may(&self.method, &key.method)
+            && may(&self.route, &key.route)
     }
 
     /// The range asked for; without one the last hour.
@@ -366,7 +370,15 @@ async fn silence(State(site): State<Site>, body: Result<Json<SilenceBody>, JsonR
         return Err(bad("the silence ends before it begins"));
     }
     let optional = |o: &Option<String>| o.clone().unwrap_or_default();
-    let id = derived_id(&[&body.service, &optional(&body.env), &optional(&body.method), &optional(&body.route), &from.0.to_string(), &until.0.to_string(), &body.comment]);
+    let id = derived_id(&[
+        &body.service,
+        &optional(&body.env),
+        &optional(&body.method),
+        &optional(&body.route),
+        &from.0.to_string(),
+        &until.0.to_string(),
+        &body.comment,
+    ]);
     let silence = Silence { id, service: body.service, env: body.env, method: body.method, route: body.route, from, until, comment: body.comment, by: body.by };
     decide(&site, Command::Silence(silence.clone())).await?;
     Ok(Json(json!(silence)))
@@ -423,7 +435,9 @@ async fn senders(State(site): State<Site>) -> Result<Json<Value>, Refusal> {
     let list = site
         .look(|scene| {
             let senders = scene.machine.keys.senders().iter();
-            senders.map(|(id, s)| json!({"id": id, "last_seen": s.last_seen, "dropped": s.dropped, "conflicts": s.conflicts, "uptime_s": s.uptime_s})).collect::<Vec<_>>()
+            senders
+                .map(|(id, s)| json!({"id": id, "last_seen": s.last_seen, "dropped": s.dropped, "conflicts": s.conflicts, "uptime_s": s.uptime_s}))
+                .collect::<Vec<_>>()
         })
         .await?;
     Ok(Json(json!({"senders": list})))

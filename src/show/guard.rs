@@ -38,7 +38,8 @@ fn check(site: &Site, method: &Method, path: &str, headers: &HeaderMap) -> Resul
     if site.tokens.is_empty() || open {
         return Ok(Identified(""));
     }
-    let scope = scope_of(site, headers).ok_or_else(|| Refusal::new(StatusCode::UNAUTHORIZED, "token", "expected `Authorization: Bearer TOKEN` with a configured token"))?;
+    let scope = scope_of(site, headers)
+        .ok_or_else(|| Refusal::new(StatusCode::UNAUTHORIZED, "token", "expected `Authorization: Bearer TOKEN` with a configured token"))?;
     let needs_admin = changes && path != "/api/v1/timings";
     if needs_admin && scope != Scope::Admin {
         return Err(Refusal::new(StatusCode::FORBIDDEN, "scope", "this token may send timings and read; this needs one with the scope admin"));

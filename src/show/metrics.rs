@@ -20,7 +20,8 @@ use crate::ingest::http::Refusal;
 use crate::notify::outbox::LaneStatus;
 
 /// Bounds of the classic histogram in microseconds; each objective's threshold is added.
-const BOUNDS_US: [u64; 14] = [5_000, 10_000, 25_000, 50_000, 75_000, 100_000, 250_000, 500_000, 750_000, 1_000_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000];
+const BOUNDS_US: [u64; 14] =
+    [5_000, 10_000, 25_000, 50_000, 75_000, 100_000, 250_000, 500_000, 750_000, 1_000_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000];
 
 pub(super) fn routes() -> Router<Site> {
     Router::new().route("/metrics", get(metrics))
@@ -93,7 +94,11 @@ impl Family {
 fn gather(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4], limit: usize) -> Vec<MetricFamily> {
     let mut families = own(scene, lanes, work);
     let exported = exported(scene, limit);
-    let mut truncated = Family::new("slowburn_export_truncated_endpoints", "Endpoints that are not exported, because the limit of exported endpoints is reached.", MetricType::GAUGE);
+    let mut truncated = Family::new(
+        "slowburn_export_truncated_endpoints",
+        "Endpoints that are not exported, because the limit of exported endpoints is reached.",
+        MetricType::GAUGE,
+    );
     truncated.gauge(vec![], float((scene.machine.catalogue.entries().len() - exported.len()) as u64));
     families.push(truncated.0);
     families.extend(of_endpoints(scene, &exported));
@@ -106,8 +111,14 @@ fn gather(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4], limit: usize)
 /// Critical endpoints, then those with the most requests.
 fn exported(scene: &Scene<'_>, limit: usize) -> Vec<EndpointId> {
     let machine = scene.machine;
-    let mut all: Vec<(bool, u64, EndpointId)> =
-        machine.catalogue.entries().iter().zip(&machine.totals).zip(0_u32..).map(|((e, total), id)| (!machine.is_critical(e), u64::MAX - total.total().weight, EndpointId(id))).collect();
+    let mut all: Vec<(bool, u64, EndpointId)> = machine
+        .catalogue
+        .entries()
+        .iter()
+        .zip(&machine.totals)
+        .zip(0_u32..)
+        .map(|((e, total), id)| (!machine.is_critical(e), u64::MAX - total.total().weight, EndpointId(id)))
+        .collect();
     all.sort_unstable();
     let critical = all.iter().filter(|e| !e.0).count();
     all.truncate(limit.max(critical));
@@ -154,8 +165,16 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
         ("slowburn_judge_seconds_total", "Time spent judging since the start.", float(judge_us) / 1e6),
         ("slowburn_snapshots_total", "Snapshots written since the start.", float(snapshots)),
         ("slowburn_in_flight_reports_total", "Reports of requests in flight.", float(machine.in_flight_reports)),
-        ("slowburn_sender_dropped_timings_total", "Timings that senders dropped before they could send them.", float(machine.keys.senders().values().map(|s| s.dropped).sum())),
-        ("slowburn_sender_conflicts_total", "Signs that two processes use one sender's name.", float(machine.keys.senders().values().map(|s| s.conflicts).sum())),
+        (
+            "slowburn_sender_dropped_timings_total",
+            "Timings that senders dropped before they could send them.",
+            float(machine.keys.senders().values().map(|s| s.dropped).sum()),
+        ),
+        (
+            "slowburn_sender_conflicts_total",
+            "Signs that two processes use one sender's name.",
+            float(machine.keys.senders().values().map(|s| s.conflicts).sum()),
+        ),
     ] {
         let mut family = Family::new(name, help, MetricType::COUNTER);
         let mut counter = Counter::default();
@@ -174,7 +193,11 @@ fn of_endpoints(scene: &Scene<'_>, exported: &[EndpointId]) -> Vec<MetricFamily>
         "Durations of requests; bounds at thresholds of objectives are exact, others within 1 %. Endpoints that are not critical have no bound but +Inf.",
         MetricType::HISTOGRAM,
     );
-    let mut recent = Family::new("slowburn_endpoint_latency_seconds", "Latency of critical endpoints over the minutes in memory; absent without requests.", MetricType::SUMMARY);
+    let mut recent = Family::new(
+        "slowburn_endpoint_latency_seconds",
+        "Latency of critical endpoints over the minutes in memory; absent without requests.",
+        MetricType::SUMMARY,
+    );
     let mut open: std::collections::HashMap<EndpointId, Cell> = std::collections::HashMap::new();
     for (_, id, cell) in machine.open.cells() {
         open.entry(id).or_default().merge(cell);
@@ -233,7 +256,11 @@ fn summary(cell: &Cell) -> Summary {
 
 fn of_objectives(scene: &Scene<'_>) -> Vec<MetricFamily> {
     let machine = scene.machine;
-    let mut left = Family::new("slowburn_slo_error_budget_remaining_ratio", "The share of the error budget that is left: 1 all, 0 none, below 0 overdrawn.", MetricType::GAUGE);
+    let mut left = Family::new(
+        "slowburn_slo_error_budget_remaining_ratio",
+        "The share of the error budget that is left: 1 all, 0 none, below 0 overdrawn.",
+        MetricType::GAUGE,
+    );
     let mut burn = Family::new("slowburn_slo_burn_rate", "How many times faster than its budget allows an objective burns, by window.", MetricType::GAUGE);
     let mut target = Family::new("slowburn_slo_objective_ratio", "The share of good requests promised.", MetricType::GAUGE);
     let mut undecided = Family::new("slowburn_slo_undecided", "1 when an objective looks broken and luck is not excluded.", MetricType::GAUGE);
@@ -254,7 +281,8 @@ fn of_objectives(scene: &Scene<'_>) -> Vec<MetricFamily> {
     }
     let mut active = Family::new("slowburn_incident_active", "1 for each open incident.", MetricType::GAUGE);
     for i in machine.judge.incidents().values() {
-        let key = EndpointKey { service: i.service.clone(), env: i.env.clone(), kind: i.endpoint_kind.clone(), method: i.method.clone(), route: i.route.clone() };
+        let key =
+            EndpointKey { service: i.service.clone(), env: i.env.clone(), kind: i.endpoint_kind.clone(), method: i.method.clone(), route: i.route.clone() };
         let labels = with(with(labels_of(&key), "incident_kind", i.kind.name()), "severity", i.severity.name());
         active.gauge(with(labels, "objective", &i.objective), 1.0);
     }

@@ -104,10 +104,20 @@ impl Site {
 /// The answer while the server stops.
 #[must_use]
 pub fn stopping() -> Refusal {
-    Refusal { status: StatusCode::SERVICE_UNAVAILABLE, code: "stopping", message: "the server is overloaded or stops: try again".to_owned(), retry_after_s: Some(1) }
+    Refusal {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        code: "stopping",
+        message: "the server is overloaded or stops: try again".to_owned(),
+        retry_after_s: Some(1),
+    }
 }
 
 /// All handlers.
 pub fn router(site: Site) -> Router {
-    api::routes().merge(metrics::routes()).merge(health::routes()).fallback(api::not_found).layer(axum::middleware::from_fn_with_state(site.clone(), guard::guard)).with_state(site)
+    api::routes()
+        .merge(metrics::routes())
+        .merge(health::routes())
+        .fallback(api::not_found)
+        .layer(axum::middleware::from_fn_with_state(site.clone(), guard::guard))
+        .with_state(site)
 }
