@@ -283,7 +283,7 @@ fn replay(config: Option<&Path>, markers: Option<&Path>, log: Option<&Path>, unt
     };
     let out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let mut replay = Replay::new(own, config.promises.judge_after_ms, config.endpoint_limits, &templates, markers, out, |line| {
-        report(&line.path, line.number, &line.reason)
+        report(&line.path, line.number, &line.reason);
     });
     match log {
         Some(dir) => replay.log(dir, |frames| bar.inc(frames))?,

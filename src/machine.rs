@@ -442,13 +442,11 @@ impl Folding<'_> {
     }
 
     fn new_cell(&self, id: EndpointId) -> Cell {
-        match self.machine.counting.get(id.0 as usize) {
-            Some(counting) => Cell::new(&counting.thresholds_us, counting.digits),
-            None => {
-                let key = &self.delta.endpoints[id.0 as usize - self.machine.catalogue.entries().len()].key;
-                let counting = self.machine.counting_of(key);
-                Cell::new(&counting.thresholds_us, counting.digits)
-            }
+        if let Some(counting) = self.machine.counting.get(id.0 as usize) {
+            return Cell::new(&counting.thresholds_us, counting.digits);
         }
+        let entry = &self.delta.endpoints[id.0 as usize - self.machine.catalogue.entries().len()];
+        let counting = self.machine.counting_of(&entry.key);
+        Cell::new(&counting.thresholds_us, counting.digits)
     }
 }

@@ -192,6 +192,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::cast_precision_loss, reason = "small counts")]
     fn a_burn_is_compared_as_the_naive_evaluator_compares_it() {
         let window = BurnWindow { long_slots: 360, short_slots: 30, factor_milli: 14_400, severity: Severity::Critical, alpha: 0.001 };
         for n in 0..2_000_u64 {

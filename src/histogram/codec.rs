@@ -1,4 +1,4 @@
-//! A histogram's bytes, in log frames and history rows; and HdrHistogram V2 payloads as senders give them.
+//! A histogram's bytes, in log frames and history rows; and `HdrHistogram` V2 payloads as senders give them.
 //!
 //! Layout: digits (u8), number of buckets, then per bucket the gap to the one before and the count; all but the first are
 //! LEB128 varints. 20 values take about 23 bytes where V2 takes 81.
@@ -22,7 +22,7 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
         out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
     }
-    out.push(value as u8);
+    out.push(value.to_le_bytes()[0]);
 }
 
 /// Takes a LEB128 number off the front.
@@ -66,7 +66,7 @@ pub fn take(bytes: &mut &[u8]) -> Result<Histogram, Error> {
     let (&digits, rest) = bytes.split_first().ok_or(Error::Malformed)?;
     *bytes = rest;
     let digits = Digits::from_number(digits).ok_or(Error::Malformed)?;
-    let len = usize::try_from(take_varint(bytes)?).ok().filter(|n| *n <= usize::from(u16::MAX)).ok_or(Error::Malformed)?;
+    let len = usize::try_from(take_varint(bytes)?).ok().filter(|n| u16::try_from(*n).is_ok()).ok_or(Error::Malformed)?;
     let (mut buckets, mut before) = (Vec::with_capacity(len.min(bytes.len())), 0_u64);
     for i in 0..len {
         let gap = take_varint(bytes)?;
@@ -119,7 +119,7 @@ mod tests {
 
         #[test]
         fn no_bytes_bring_it_down(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
-            let _ = take(&mut bytes.as_slice());
+            drop(take(&mut bytes.as_slice()));
         }
     }
 

@@ -1,7 +1,7 @@
 //! The value grid of `hdrhistogram` for whole microseconds from 0 to 7 days at 2 or 3 significant digits.
 //!
 //! # Source
-//! Gil Tene, HdrHistogram: linear sub-buckets inside powers of two. With `m` = 7 (2 digits) or 10 (3 digits), values below
+//! Gil Tene, `HdrHistogram`: linear sub-buckets inside powers of two. With `m` = 7 (2 digits) or 10 (3 digits), values below
 //! 2^(m+1) have a bucket each; above, each power of two is cut into 2^m buckets.
 
 use serde::{Deserialize, Serialize};

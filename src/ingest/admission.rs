@@ -112,7 +112,7 @@ impl<'a> Admission<'a> {
             (None, None) => return Err(malformed("one of `route` and `path` is required")),
         };
         let kind = line.kind.as_ref().map_or("http", |k| &*k.0);
-        let key = KeyRef { service: text(&line.service), env: text(&line.env), kind, method: text(&line.method), route: &route };
+        let key = KeyRef { service: text(line.service.as_ref()), env: text(line.env.as_ref()), kind, method: text(line.method.as_ref()), route: &route };
         for (name, part, required) in
             [("service", key.service, true), ("route", key.route, true), ("env", key.env, false), ("kind", key.kind, true), ("method", key.method, false)]
         {
@@ -178,10 +178,10 @@ impl<'a> Admission<'a> {
         let mut taken = Vec::new();
         for running in line.in_flight.as_deref().unwrap_or_default() {
             let running = InFlight {
-                service: text(&running.service).to_owned(),
-                env: text(&running.env).to_owned(),
-                method: text(&running.method).to_owned(),
-                route: text(&running.route).to_owned(),
+                service: text(running.service.as_ref()).to_owned(),
+                env: text(running.env.as_ref()).to_owned(),
+                method: text(running.method.as_ref()).to_owned(),
+                route: text(running.route.as_ref()).to_owned(),
                 age_ms: running.age_ms.unwrap_or(0),
                 n: running.n.unwrap_or(1),
             };
@@ -197,14 +197,13 @@ impl<'a> Admission<'a> {
     }
 }
 
-fn text<'l>(part: &'l Option<super::json::Text<'_>>) -> &'l str {
-    part.as_ref().map_or("", |t| &*t.0)
+fn text<'l>(part: Option<&'l super::json::Text<'_>>) -> &'l str {
+    part.map_or("", |t| &*t.0)
 }
 
 fn outcome(line: &Line<'_>) -> Result<Outcome, Refused> {
     let by_status = match line.status {
-        None => Outcome::Ok,
-        Some(100..=399) => Outcome::Ok,
+        None | Some(100..=399) => Outcome::Ok,
         Some(400..=499) => Outcome::ClientError,
         Some(500..=599) => Outcome::Error,
         Some(other) => return Err(malformed(format!("`status` is {other}, expected 100 to 599"))),

@@ -122,7 +122,7 @@ pub enum Known {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Epoch {
-    epoch: u64,
+    start: u64,
     highest: u64,
     /// Bit `n`: `highest - n` was taken.
     window: Vec<u64>,
@@ -179,7 +179,7 @@ impl BatchKeys {
                 None => Known::New,
             },
             Identity::Sender(sender) => {
-                let epoch = self.senders.get(&sender.id).and_then(|s| s.epochs.iter().find(|e| e.epoch == sender.epoch));
+                let epoch = self.senders.get(&sender.id).and_then(|s| s.epochs.iter().find(|e| e.start == sender.epoch));
                 match epoch {
                     Some(epoch) if epoch.has(sender.seq) => {
                         epoch.answers.iter().find(|(seq, _)| *seq == sender.seq).map_or(Known::Repeat(None), |(_, a)| repeat(a))
@@ -211,7 +211,7 @@ impl BatchKeys {
             self.senders.remove(&oldest);
         }
         let state = self.senders.entry(sender.id.clone()).or_default();
-        // A batch of an older life after one of a newer, or two bodies under one number: two processes use the name.
+        // A batch of an older start after one of a newer, or two bodies under one number: two processes use the name.
         if state.is_behind(sender.epoch) {
             state.conflicts += 1;
         }
@@ -220,15 +220,15 @@ impl BatchKeys {
         let said = state.dropped_by_epoch.entry(sender.epoch).or_default();
         state.dropped += sender.dropped.saturating_sub(*said);
         *said = sender.dropped.max(*said);
-        if !state.epochs.iter().any(|e| e.epoch == sender.epoch) {
+        if !state.epochs.iter().any(|e| e.start == sender.epoch) {
             if state.epochs.len() >= EPOCHS_MAX {
                 let oldest = state.epochs.iter().enumerate().min_by_key(|(_, e)| e.last_seen).map_or(0, |(i, _)| i);
                 let gone = state.epochs.remove(oldest);
-                state.dropped_by_epoch.remove(&gone.epoch);
+                state.dropped_by_epoch.remove(&gone.start);
             }
-            state.epochs.push(Epoch { epoch: sender.epoch, window: vec![0; (WINDOW / 64) as usize], ..Epoch::default() });
+            state.epochs.push(Epoch { start: sender.epoch, window: vec![0; (WINDOW / 64) as usize], ..Epoch::default() });
         }
-        if let Some(epoch) = state.epochs.iter_mut().find(|e| e.epoch == sender.epoch) {
+        if let Some(epoch) = state.epochs.iter_mut().find(|e| e.start == sender.epoch) {
             epoch.take(sender.seq, answer);
         }
     }
@@ -284,7 +284,7 @@ impl SenderState {
     /// Whether a batch of that start would come after one of a newer start.
     #[must_use]
     pub fn is_behind(&self, epoch: u64) -> bool {
-        self.epochs.iter().any(|e| e.epoch > epoch)
+        self.epochs.iter().any(|e| e.start > epoch)
     }
 }
 

@@ -33,11 +33,11 @@ pub enum Answer {
 
 /// Where handlers bring batches; refuses when the queue is full or the server stops.
 #[derive(Clone)]
-pub struct Door(std::sync::Arc<dyn Fn(Submission) -> Result<(), Submission> + Send + Sync>);
+pub struct Door(std::sync::Arc<dyn Fn(Submission) -> Result<(), Box<Submission>> + Send + Sync>);
 
 impl Door {
     /// Made by the owner of the queue.
-    pub fn new(submit: impl Fn(Submission) -> Result<(), Submission> + Send + Sync + 'static) -> Self {
+    pub fn new(submit: impl Fn(Submission) -> Result<(), Box<Submission>> + Send + Sync + 'static) -> Self {
         Self(std::sync::Arc::new(submit))
     }
 
@@ -45,7 +45,7 @@ impl Door {
     ///
     /// # Errors
     /// The batch back, when there is no room.
-    pub fn submit(&self, submission: Submission) -> Result<(), Submission> {
+    pub fn submit(&self, submission: Submission) -> Result<(), Box<Submission>> {
         (self.0)(submission)
     }
 }

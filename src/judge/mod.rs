@@ -383,14 +383,8 @@ impl Judge {
     }
 
     fn tell(&self, out: &mut Vec<Notification>, line: &Transition, open: Option<&Incident>, notify: &[String]) {
-        let opened;
-        let incident = match open {
-            Some(incident) => incident,
-            None => {
-                opened = Incident::opened(line);
-                &opened
-            }
-        };
+        let opened = open.is_none().then(|| Incident::opened(line));
+        let Some(incident) = open.or(opened.as_ref()) else { return };
         let told = open.and_then(|i| i.told_line);
         let muted = self.silences.iter().any(|s| s.mutes(incident, line.at));
         // A resolve is told to whoever was told of the incident, silenced or not; else there is nothing to take back.

@@ -190,7 +190,6 @@ impl Rule {
     pub(super) fn transition(&self, end: Slot, at: Timestamp, after: &[Memory], open: Option<&Incident>) -> Option<Transition> {
         let severity = self.severity(after);
         let event = match (open, severity) {
-            (None, None) => return None,
             (None, Some(_)) => Event::Opened,
             (Some(_), None) => Event::Resolved,
             (Some(open), Some(severity)) if severity > open.severity => Event::Escalated,

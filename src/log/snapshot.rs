@@ -14,6 +14,9 @@ use super::record::Position;
 const MAGIC: [u8; 8] = *b"SBSNAP\0\x01";
 const KEPT: usize = 2;
 
+/// The state as of, and with, a position.
+pub type Kept = (Position, Vec<u8>);
+
 /// Writes a file so that after a crash either the old or the new one is there.
 ///
 /// # Errors
@@ -71,7 +74,7 @@ pub fn list(data_dir: &Path) -> Result<Vec<(Position, PathBuf)>, Error> {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn newest(data_dir: &Path) -> Result<(Option<(Position, Vec<u8>)>, Vec<PathBuf>), Error> {
+pub fn newest(data_dir: &Path) -> Result<(Option<Kept>, Vec<PathBuf>), Error> {
     let mut bad = Vec::new();
     for (position, path) in list(data_dir)?.into_iter().rev() {
         let bytes = fs::read(&path).map_err(io_error("cannot read", &path))?;

@@ -39,6 +39,7 @@ struct World {
 
 /// Lanes over receivers whose answer depends on the notification and the number of its attempt (from 1).
 fn world(receivers: &[(&str, &[&str])], answer: impl Fn(&Notification, usize) -> Result<(), Failure> + Send + Sync + 'static) -> World {
+    #[expect(clippy::disallowed_methods, reason = "tokio's own clock, which is paused here")]
     let begun = Instant::now();
     let clock: Clock = Arc::new(move || START.plus_ms(i64::try_from(begun.elapsed().as_millis()).unwrap()));
     let (tried, ended) = (Seen::default(), Seen::default());

@@ -69,7 +69,7 @@ impl Handle {
         let inputs = self.inputs.clone();
         Door::new(move |submission| {
             inputs.try_send(Input::Batch(submission)).map_err(|e| match e {
-                TrySendError::Full(Input::Batch(s)) | TrySendError::Disconnected(Input::Batch(s)) => s,
+                TrySendError::Full(Input::Batch(s)) | TrySendError::Disconnected(Input::Batch(s)) => Box::new(s),
                 _ => unreachable!("what was sent comes back"),
             })
         })
@@ -220,7 +220,7 @@ impl Engine {
                 return Ok(());
             }
             self.close_due()?;
-            self.look_after_the_disk()?;
+            self.look_after_the_disk();
         }
     }
 
@@ -390,10 +390,10 @@ impl Engine {
         Ok(())
     }
 
-    fn look_after_the_disk(&mut self) -> Result<(), keep::Error> {
+    fn look_after_the_disk(&mut self) {
         let now = self.clock.now();
         if now.0 - self.last_disk_look.0 < 1_000 {
-            return Ok(());
+            return;
         }
         self.last_disk_look = now;
         if let Some(free) = self.keeper.free_bytes() {
@@ -402,7 +402,6 @@ impl Engine {
                 warn!(free_bytes = free, full, "room on the disk");
             }
         }
-        Ok(())
     }
 }
 

@@ -180,7 +180,7 @@ impl<'a, W: Write> Replay<'a, W> {
         }
         if text.starts_with("{\"frame\":") {
             return match serde_json::from_str::<ExportLine>(text) {
-                Ok(frame) => self.frame(frame.delta).map(Ok),
+                Ok(frame) => self.frame(&frame.delta).map(Ok),
                 Err(e) => Ok(Err(e.to_string())),
             };
         }
@@ -279,10 +279,9 @@ impl<'a, W: Write> Replay<'a, W> {
     }
 
     /// Takes a recorded frame: its counts as they are, its decisions made anew.
-    fn frame(&mut self, delta: Delta) -> Result<(), Error> {
-        let Delta { records, .. } = &delta;
+    fn frame(&mut self, delta: &Delta) -> Result<(), Error> {
         let mut taken = Delta { records: Vec::new(), ..delta.clone() };
-        for record in records {
+        for record in &delta.records {
             match record {
                 Record::SlotClosed(closed) => {
                     self.apply_if_any(&mut taken);
@@ -330,7 +329,7 @@ impl<'a, W: Write> Replay<'a, W> {
             self.apply(&Delta::from_frame(&frame?)?);
         }
         for frame in Reader::log(data_dir, Position(0))? {
-            self.frame(Delta::from_frame(&frame?)?)?;
+            self.frame(&Delta::from_frame(&frame?)?)?;
             progress(1);
         }
         Ok(())

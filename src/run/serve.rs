@@ -117,18 +117,8 @@ pub fn serve(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
 
 async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     let targets = targets(config)?;
-    let clock = Clock::default();
-    let retention = Retention { minutes_ms: config.keep_minutes_ms, hours_ms: config.keep_hours_ms, log_ms: config.keep_log_ms };
-    let opened = keep::open(&config.data_dir, config.endpoint_limits, retention, clock.now(), false)?;
-    if let Some(torn) = &opened.torn {
-        warn!(path = %torn.path.display(), bytes = torn.bytes, "the last write was torn and cut off: nothing in it had been acknowledged");
-    }
-    let known = opened.machine.judge.judged_to().map_or(Timestamp(0), |j| j.end());
-    if clock.now() < known {
-        warn!(clock = %clock.now(), log = %known, "the clock is behind what the log holds: time stands still here until it has caught up");
-    }
-    let clock = Arc::new(Clock::not_before(known));
-    let (owed, fresh) = (opened.machine.judge.outbox().to_vec(), opened.machine.judge.promises().clone());
+    let (opened, clock) = open(config)?;
+    let (owed, before) = (opened.machine.judge.outbox().to_vec(), opened.machine.judge.promises().clone());
     let is_new = opened.machine.position.0 == 0;
     let (refusals, disk_full, gauges) = (Arc::new(Refusals::default()), Arc::new(AtomicBool::new(false)), Arc::new(Gauges::default()));
     let (notifications, inbox) = mpsc::unbounded_channel::<Vec<Notification>>();
@@ -145,26 +135,71 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
         // The receiving task ends last: nothing is lost, it is owed in the log.
         move |n| drop(notifications.send(n)),
     );
-    let (ended, engine_end) = oneshot::channel();
+    let (ended, mut engine_end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || drop(ended.send(engine.run()))).map_err(Error::System)?;
     decide(&handle, Command::Start(clock.now())).await?;
-    configure(&handle, &clock, &fresh, &config.promises, is_new).await?;
+    configure(&handle, &clock, &before, &config.promises, is_new).await?;
 
     let tasks = Tasks::default();
-    let lanes: SharedLanes = Arc::default();
-    *lanes.lock().unwrap_or_else(PoisonError::into_inner) = Some(start_lanes(targets, &clock, &tasks, &handle));
+    let lanes: SharedLanes = Arc::new(Mutex::new(Some(start_lanes(targets, &clock, &tasks, &handle))));
     tasks.spawn("notifications", forward(inbox, owed, Arc::clone(&lanes)));
-
     let listener = TcpListener::bind(config.listen).await.map_err(|source| Error::Listen { address: config.listen, source })?;
     let address = listener.local_addr().map_err(Error::System)?;
-    let ready = Arc::new(AtomicBool::new(true));
-    let source: Arc<dyn Source> = Arc::new(Live { handle: handle.clone(), lanes: Arc::clone(&lanes), gauges, clock: Arc::clone(&clock) });
-    let now = Arc::clone(&clock);
-    let site = Site {
-        source,
+    let live = Live { handle: handle.clone(), lanes: Arc::clone(&lanes), gauges, clock: Arc::clone(&clock) };
+    let site = site(config, address, live, refusals, disk_full);
+    let ready = Arc::clone(&site.ready);
+    // Programs wait for this line.
+    eprintln!("listening on http://{address}");
+    let reload = Reload { file: config_file.map(Path::to_owned), handle: handle.clone(), clock, lanes: Arc::clone(&lanes), tasks: tasks.clone() };
+    let served = listen(listener, show::router(site), config, &tasks, reload, &mut engine_end).await;
+
+    ready.store(false, Ordering::Relaxed);
+    handle.stop();
+    let outcome = match served {
+        Served::EngineEnded(outcome) => outcome,
+        Served::Signal => ended_as(engine_end.await),
+    };
+    if let Some(lanes) = lanes.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        lanes.close();
+    }
+    drop(handle);
+    tasks.drain(DRAIN_WAIT).await;
+    if thread.join().is_err() {
+        return Err(Error::Engine("it panicked".to_owned()));
+    }
+    drop(opened.lock);
+    outcome.map_err(Error::Engine)
+}
+
+fn ended_as(end: Result<Result<(), keep::Error>, oneshot::error::RecvError>) -> Result<(), String> {
+    match end {
+        Ok(outcome) => outcome.map_err(|e| e.to_string()),
+        Err(_) => Err("it went away".to_owned()),
+    }
+}
+
+/// Opens the data directory, and a clock that does not step back behind what it holds.
+fn open(config: &Config) -> Result<(keep::Opened, Arc<Clock>), Error> {
+    let clock = Clock::default();
+    let retention = Retention { minutes_ms: config.keep_minutes_ms, hours_ms: config.keep_hours_ms, log_ms: config.keep_log_ms };
+    let opened = keep::open(&config.data_dir, config.endpoint_limits, retention, clock.now(), false)?;
+    if let Some(torn) = &opened.torn {
+        warn!(path = %torn.path.display(), bytes = torn.bytes, "the last write was torn and cut off: nothing in it had been acknowledged");
+    }
+    let known = opened.machine.judge.judged_to().map_or(Timestamp(0), crate::time::Slot::end);
+    if clock.now() < known {
+        warn!(clock = %clock.now(), log = %known, "the clock is behind what the log holds: time stands still here until it has caught up");
+    }
+    Ok((opened, Arc::new(Clock::not_before(known))))
+}
+
+fn site(config: &Config, address: std::net::SocketAddr, live: Live, refusals: Arc<Refusals>, disk_full: Arc<AtomicBool>) -> Site {
+    let (now, door) = (Arc::clone(&live.clock), live.handle.door());
+    Site {
+        source: Arc::new(live),
         reader: crate::history::files::Reader::new(&config.data_dir),
         ingest: Ingest {
-            door: handle.door(),
+            door,
             templates: Arc::new(PathTemplates::new(&config.path_patterns)),
             now: Arc::new(move || now.now()),
             body_bytes_max: config.body_bytes_max,
@@ -175,39 +210,8 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
         port: address.port(),
         loopback: address.ip().is_loopback(),
         exported_endpoints_max: config.exported_endpoints_max,
-        ready: Arc::clone(&ready),
-    };
-    // Programs wait for this line.
-    eprintln!("listening on http://{address}");
-    let mut engine_end = engine_end;
-    let served = listen(
-        listener,
-        show::router(site),
-        config,
-        &tasks,
-        Reload { file: config_file.map(Path::to_owned), handle: handle.clone(), clock: Arc::clone(&clock), lanes: Arc::clone(&lanes), tasks: tasks.clone() },
-        &mut engine_end,
-    )
-    .await;
-
-    ready.store(false, Ordering::Relaxed);
-    handle.stop();
-    let outcome = match served {
-        Served::EngineEnded(outcome) => outcome,
-        Served::Signal => match engine_end.await {
-            Ok(outcome) => outcome.map_err(|e| e.to_string()),
-            Err(_) => Err("it went away".to_owned()),
-        },
-    };
-    if let Some(lanes) = lanes.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        lanes.close();
+        ready: Arc::new(AtomicBool::new(true)),
     }
-    tasks.drain(DRAIN_WAIT).await;
-    if thread.join().is_err() {
-        return Err(Error::Engine("it panicked".to_owned()));
-    }
-    drop(opened.lock);
-    outcome.map_err(Error::Engine)
 }
 
 fn targets(config: &Config) -> Result<Vec<(String, Target)>, Error> {
@@ -342,10 +346,7 @@ async fn listen(
             _ = terminate.recv() => break Served::Signal,
             _ = interrupt.recv() => break Served::Signal,
             _ = hangup.recv() => reload.reload().await,
-            ended = &mut *engine_end => break Served::EngineEnded(match ended {
-                Ok(outcome) => outcome.map_err(|e| e.to_string()),
-                Err(_) => Err("it went away".to_owned()),
-            }),
+            ended = &mut *engine_end => break Served::EngineEnded(ended_as(ended)),
             accepted = listener.accept() => {
                 let stream = match accepted {
                     Ok((stream, _)) => stream,
