@@ -55,6 +55,8 @@ pub struct Keeper {
     keep_minutes_ms: i64,
     keep_hours_ms: i64,
     keep_log_ms: i64,
+    /// How far apart checkpoints are, in milliseconds.
+    pub snapshot_every_ms: i64,
     last_snapshot: Timestamp,
     last_sweep: Timestamp,
 }
@@ -123,6 +125,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
         keep_minutes_ms: retention.minutes_ms,
         keep_hours_ms: retention.hours_ms,
         keep_log_ms: retention.log_ms,
+        snapshot_every_ms: 60_000,
         last_snapshot: now,
         last_sweep: Timestamp(0),
     };
@@ -272,7 +275,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Once a minute, after one has closed: history and index to disk, then a snapshot, then what is no longer needed goes.
+    /// Now and then, after a slot has closed: history and index to disk, then a snapshot, then what is no longer needed goes.
     ///
     /// # Errors
     /// [`Error`]; the process must then end.
@@ -294,7 +297,7 @@ impl Keeper {
     /// Whether it is time for a checkpoint.
     #[must_use]
     pub fn is_due(&self, now: Timestamp) -> bool {
-        now.0 - self.last_snapshot.0 >= 60_000
+        now.0 - self.last_snapshot.0 >= self.snapshot_every_ms
     }
 
     fn sweep(&mut self, now: Timestamp) -> Result<(), Error> {

@@ -119,7 +119,8 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     let targets = targets(config)?;
     let clock = Clock::default();
     let retention = Retention { minutes_ms: config.keep_minutes_ms, hours_ms: config.keep_hours_ms, log_ms: config.keep_log_ms };
-    let opened = keep::open(&config.data_dir, config.endpoint_limits, retention, clock.now(), false)?;
+    let mut opened = keep::open(&config.data_dir, config.endpoint_limits, retention, clock.now(), false)?;
+    opened.keeper.snapshot_every_ms = config.snapshot_every_ms;
     if let Some(torn) = &opened.torn {
         warn!(path = %torn.path.display(), bytes = torn.bytes, "the last write was torn and cut off: nothing in it had been acknowledged");
     }
