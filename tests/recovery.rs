@@ -491,6 +491,9 @@ fn kill_9_loses_nothing_counts_nothing_twice_and_pages_once() {
 
     // The same again from log and history alone.
     check_lines(&server.kill());
+    let names = |dir: &Path| std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+    let kept = [names(&data_dir), names(&data_dir.join("snapshots"))].concat();
+    assert!(!kept.iter().any(|name| name.starts_with("index.bad") || name.ends_with(".new")), "crashes leave things lying about: {kept:?}");
     let data = data_dir.display().to_string();
     let (sound, said) = run(&["verify", "--redecide", "--data-dir", &data]);
     assert!(sound, "{said}");
@@ -503,4 +506,103 @@ fn kill_9_loses_nothing_counts_nothing_twice_and_pages_once() {
     check_lines(&server.kill());
     assert_eq!((mail.told().len(), hook.told().len()), (mails.len(), calls.len()), "a rebuild tells nobody anything again");
     println!("killed {} times in {killed_in:.0?}; {:.0?} in all", killer.kills(), start.elapsed());
+}
+
+/// What a power cut can do that a kill cannot: the disk keeps one file and not the other.
+mod power_cut {
+    use std::collections::BTreeSet;
+    use std::fs::{self, OpenOptions};
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use slowburn::counting::{Cell, Outcome, Span, Tally};
+    use slowburn::endpoint::{EndpointId, EndpointKey};
+    use slowburn::histogram::Digits;
+    use slowburn::history::catalogue::{Entry, Limits, Marked};
+    use slowburn::history::query;
+    use slowburn::machine::Delta;
+    use slowburn::run::keep::{self, Opened, Retention};
+    use slowburn::time::{Slot, TimeRange, Timestamp};
+
+    const NOW: Timestamp = Timestamp(6_100_000);
+
+    fn open(data_dir: &Path) -> Opened {
+        let limits = Limits { per_service: 10, total: 10, marked_critical_per_service: 1 };
+        let day = 86_400_000;
+        keep::open(data_dir, limits, Retention { minutes_ms: 8 * day, hours_ms: 400 * day, log_ms: 2 * day }, NOW, false).unwrap()
+    }
+
+    fn take(opened: &mut Opened, delta: &Delta) {
+        let position = opened.log.stage(&delta.to_sections());
+        let effects = opened.machine.apply(position, delta);
+        opened.log.commit().unwrap();
+        opened.keeper.keep(&opened.machine, position, delta, &effects).unwrap();
+    }
+
+    /// One request in a slot; of a new endpoint when there is none.
+    fn one_request(opened: &Opened, slot: u32) -> Delta {
+        let mut cell = Cell::new(&[], Digits::Two);
+        cell.record(Outcome::Ok, Span::exact(500), Tally { weight: 1, observed: 1 });
+        let part = |text: &str| text.to_owned();
+        let key = EndpointKey { service: part("shop"), env: part(""), kind: part("http"), method: part("GET"), route: part("/") };
+        let is_new = opened.machine.catalogue.entries().is_empty();
+        let endpoints = is_new.then(|| Entry { key: Arc::new(key), marked: Marked::No }).into_iter().collect();
+        Delta { endpoints, cells: vec![(EndpointId(0), Slot(slot), cell)], ..Delta::default() }
+    }
+
+    /// In all that is stored, and in what the machine says of ever.
+    fn counted(opened: &Opened) -> (u64, u64) {
+        let Opened { machine, keeper, .. } = opened;
+        let (all, kept) = (TimeRange { from: Timestamp(0), to: NOW }, keeper.kept(machine, NOW));
+        let sources = query::sources(all, &kept, BTreeSet::from([EndpointId(0)]), &keeper.store, machine.open.cells()).unwrap();
+        (sources.read(&keeper.reader()).unwrap().total().weight, machine.totals[0].total().weight)
+    }
+
+    fn cut(file: &Path, by: u64) {
+        let file = OpenOptions::new().write(true).open(file).unwrap();
+        let length = file.metadata().unwrap().len();
+        file.set_len(length.saturating_sub(by)).unwrap();
+    }
+
+    #[test]
+    fn history_that_the_index_knows_and_the_disk_lost_is_written_again() {
+        for cut_bytes in [1, u64::MAX] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut opened = open(dir.path());
+            for minute in [100, 101] {
+                let delta = one_request(&opened, minute * 6);
+                take(&mut opened, &delta);
+                opened.keeper.checkpoint(&mut opened.machine, NOW).unwrap();
+                let close = opened.machine.close(Slot(minute * 6 + 5));
+                take(&mut opened, &close);
+            }
+            // The index is flushed with the next checkpoint, after history; sled may write it down sooner.
+            opened.keeper.store.flush(opened.machine.position).unwrap();
+            assert_eq!(counted(&opened), (2, 2));
+            drop(opened);
+            let minutes = fs::read_dir(dir.path().join("history/minute")).unwrap().next().unwrap().unwrap().path();
+            // Only what was written after the last checkpoint can be lost.
+            cut(&minutes, cut_bytes.min(fs::metadata(&minutes).unwrap().len() / 2));
+            assert_eq!(counted(&open(dir.path())), (2, 2));
+            assert_eq!(counted(&open(dir.path())), (2, 2));
+        }
+    }
+
+    #[test]
+    fn a_log_that_ends_before_the_snapshot_goes_on_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut opened = open(dir.path());
+        for slot in 600..603 {
+            let delta = one_request(&opened, slot);
+            take(&mut opened, &delta);
+        }
+        opened.keeper.checkpoint(&mut opened.machine, NOW).unwrap();
+        drop(opened);
+        fs::remove_dir_all(dir.path().join("log")).unwrap();
+        let mut opened = open(dir.path());
+        let delta = one_request(&opened, 603);
+        take(&mut opened, &delta);
+        drop(opened);
+        assert_eq!(counted(&open(dir.path())), (4, 4), "what was acknowledged after the loss is read again");
+    }
 }

@@ -108,13 +108,18 @@ pub fn lock(data_dir: &Path) -> Result<File, Error> {
 /// [`Error`]; nothing was lost or deleted then.
 pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestamp, rebuild: bool) -> Result<Opened, Error> {
     let lock = lock(data_dir)?;
-    let (log, torn) = Log::open(data_dir)?;
+    let (mut log, torn) = Log::open(data_dir)?;
     if rebuild {
         forget_views(data_dir)?;
     }
     let (newest, bad) = snapshot::newest(data_dir)?;
     for path in bad {
         warn!(path = %path.display(), "a snapshot does not check and is passed over");
+    }
+    if let Some((position, _)) = newest.as_ref().filter(|(position, _)| *position >= log.next()) {
+        // New frames under positions that the snapshot covers would never be read again.
+        warn!(log = log.next().0, snapshot = position.0, "the log ends before the newest snapshot: it goes on behind it, with a gap");
+        log.skip_to(position.next())?;
     }
     let store = open_store(data_dir, now)?;
     let files = Files::open(data_dir)?;
@@ -255,7 +260,7 @@ impl Keeper {
             blocks.entry(coarse.period_of(block.period)).or_default().push(block);
         }
         for (period, fine_blocks) in blocks {
-            if self.store.has_block(coarse, period, position)? {
+            if self.has(coarse, period, position)? {
                 continue;
             }
             let mut rows = BTreeMap::new();
@@ -268,11 +273,19 @@ impl Keeper {
     }
 
     fn put(&mut self, tier: Tier, period: Timestamp, name: Position, rows: &[Row]) -> Result<(), Error> {
-        if !rows.is_empty() && !self.store.has_block(tier, period, name)? {
+        if !rows.is_empty() && !self.has(tier, period, name)? {
             let block = self.files.append(tier, period, name, rows)?;
             self.store.put_block(&block)?;
         }
         Ok(())
+    }
+
+    /// Whether a block was written before this start. It is looked for in the file too: the index may have outlived it.
+    fn has(&mut self, tier: Tier, period: Timestamp, name: Position) -> Result<bool, Error> {
+        match self.store.block(tier, period, name)? {
+            Some(block) => Ok(self.files.holds(&block)?),
+            None => Ok(false),
+        }
     }
 
     /// Now and then, after a slot has closed: history and index to disk, then a snapshot, then what is no longer needed goes.
