@@ -50,6 +50,8 @@ pub struct Config {
     pub keep_hours_ms: i64,
     /// How long the raw log is kept, in milliseconds.
     pub keep_log_ms: i64,
+    /// How far apart snapshots are, in milliseconds.
+    pub snapshot_every_ms: i64,
     /// Below this much free room batches are refused, in bytes.
     pub free_bytes_min: u64,
     /// What is owed, and who is told.
@@ -102,6 +104,7 @@ struct Raw {
     data_dir: Option<PathBuf>,
     public_url: Option<String>,
     judge_after: Option<Millis>,
+    snapshot_every: Option<Millis>,
     path_patterns: Option<Vec<String>>,
     limits: Option<RawLimits>,
     retention: Option<RawRetention>,
@@ -368,6 +371,7 @@ impl Config {
             keep_minutes_ms: keep_ms(minutes),
             keep_hours_ms: keep_ms(keep(|r| r.hours.clone())),
             keep_log_ms: keep_ms(log),
+            snapshot_every_ms: raw.snapshot_every.or(default.snapshot_every).map_or(60_000, |m| m.0),
             free_bytes_min: raw.disk.as_ref().and_then(|d| d.free_bytes_min).or(default.disk.as_ref().and_then(|d| d.free_bytes_min)).unwrap_or(0),
             promises,
             tokens: tokens(&source, &raw)?,
@@ -550,6 +554,8 @@ severity = "critical"
     fn without_a_file_the_defaults_hold() {
         let config = Config::default_config();
         assert_eq!((config.promises.judge_after_ms, config.body_bytes_max, config.keep_minutes_ms), (15_000, 16 << 20, 8 * 86_400_000));
+        let often = Config::parse("c.toml", "snapshot_every = \"5s\"").unwrap();
+        assert_eq!((config.snapshot_every_ms, often.snapshot_every_ms), (60_000, 5_000));
         let windows = windows(&Source { file: "", text: "" }, &Source { file: "", text: "" }.read().unwrap()).unwrap();
         assert_eq!(
             windows.iter().map(|w| (w.long_name(), w.short_name(), w.factor_milli, w.alpha)).collect::<Vec<_>>(),

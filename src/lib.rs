@@ -44,9 +44,9 @@ pub mod log;
 
 pub mod ingest;
 
-pub mod history;
-
 pub mod incident;
+
+pub mod history;
 
 pub mod judge;
 

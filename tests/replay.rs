@@ -132,7 +132,14 @@ fn a_live_evening_its_log_and_its_export_say_the_same_byte_for_byte() {
     let story = evening();
     let (lines, dir) = story.server.stop();
     let events = |event: &str| lines.lines().filter(|l| l.contains(&format!("\"event\":\"{event}\""))).count();
-    println!("{} lines: {} opened, {} resolved, {} escalated, {} deescalated", lines.lines().count(), events("opened"), events("resolved"), events("escalated"), events("deescalated"));
+    println!(
+        "{} lines: {} opened, {} resolved, {} escalated, {} deescalated",
+        lines.lines().count(),
+        events("opened"),
+        events("resolved"),
+        events("escalated"),
+        events("deescalated")
+    );
     assert!(events("opened") >= 3 && events("resolved") >= 1, "{lines}");
     assert!(lines.contains("is no longer configured"), "the reload ended the incidents of the old threshold");
     same(&of_log(dir.path()), &lines);
@@ -188,7 +195,9 @@ fn the_shop_that_ran_out_of_ids_burns_when_the_reference_says() {
 /// Every line, on seeded streams with episodes, gaps and few requests: what is due is what is looked at.
 #[test]
 fn what_is_looked_at_only_when_due_is_what_looking_always_finds() {
-    let text = SHOP.replace("{ availability = true, target = \"99.9%\", period = \"30d\" },", "").replace("thresholds = [{ quantile = \"95%\", over = \"1s\", window = \"10m\" }]", "");
+    let text = SHOP
+        .replace("{ availability = true, target = \"99.9%\", period = \"30d\" },", "")
+        .replace("thresholds = [{ quantile = \"95%\", over = \"1s\", window = \"10m\" }]", "");
     let config = Config::parse("shop.toml", &text).unwrap();
     let promise = &config.promises.endpoints[0].promises[0];
     let mut lines = 0;

@@ -154,6 +154,17 @@ impl Files {
         Ok(self.open.get_mut(path).expect("inserted above"))
     }
 
+    /// Whether a frame that the index knows is there, whole. A power cut may keep the one and not the other.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn holds(&mut self, block: &Block) -> Result<bool, Error> {
+        let path = file_path(&self.dir, block.tier, block.period);
+        // This cuts off a torn end, and what stands behind it goes with it.
+        let (_, end) = self.file(&path)?;
+        Ok(block.offset < *end && Reader { dir: self.dir.clone() }.rows_where(block, |_| true).is_ok())
+    }
+
     /// Makes all appended frames durable.
     ///
     /// # Errors

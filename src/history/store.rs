@@ -145,12 +145,14 @@ impl Store {
         Ok(())
     }
 
-    /// Whether there is a block of that name.
+    /// The block of that name, if it is known.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn has_block(&self, tier: Tier, period: Timestamp, name: Position) -> Result<bool, Error> {
-        self.blocks.contains_key(block_key(tier, period, name)).map_err(self.error())
+    pub fn block(&self, tier: Tier, period: Timestamp, name: Position) -> Result<Option<Block>, Error> {
+        let Some(value) = self.blocks.get(block_key(tier, period, name)).map_err(self.error())? else { return Ok(None) };
+        let offset = value.as_ref().try_into().map(u64::from_be_bytes).map_err(|_| Error::Value)?;
+        Ok(Some(Block { tier, period, name, offset }))
     }
 
     /// The blocks of periods that begin in [from, to), by period and name.

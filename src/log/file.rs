@@ -138,6 +138,16 @@ impl Log {
         position
     }
 
+    /// Goes on at a later position; a gap frame stands for those between.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn skip_to(&mut self, position: Position) -> Result<(), Error> {
+        put_gap(&mut self.buffer, self.next, Position(position.0 - 1));
+        self.next = position;
+        self.commit()
+    }
+
     /// Writes the staged frames and waits until they are on disk.
     ///
     /// # Errors

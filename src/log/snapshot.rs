@@ -38,6 +38,9 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 pub fn write(data_dir: &Path, position: Position, state: &[u8]) -> Result<(), Error> {
     let dir = data_dir.join("snapshots");
     fs::create_dir_all(&dir).map_err(io_error("cannot create", &dir))?;
+    for path in unfinished(&dir)? {
+        fs::remove_file(&path).map_err(io_error("cannot remove", &path))?;
+    }
     let mut bytes = MAGIC.to_vec();
     let mut body = position.0.to_le_bytes().to_vec();
     body.extend_from_slice(state);
@@ -49,6 +52,13 @@ pub fn write(data_dir: &Path, position: Position, state: &[u8]) -> Result<(), Er
         fs::remove_file(path).map_err(io_error("cannot remove", path))?;
     }
     Ok(())
+}
+
+/// What crashes left before they renamed it.
+fn unfinished(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(dir).map_err(io_error("cannot list", dir))?;
+    let paths = entries.map(|entry| entry.map(|e| e.path()).map_err(io_error("cannot list", dir)));
+    paths.filter(|path| path.as_ref().map_or(true, |p| p.extension().is_some_and(|e| e == "new"))).collect()
 }
 
 /// The snapshots there are, oldest first, whether they check or not.
@@ -96,6 +106,17 @@ fn check(bytes: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_crash_left_unfinished_goes_with_the_next_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), Position(1), &[1]).unwrap();
+        let left = dir.path().join("snapshots").join(format!("{:020}.new", 2));
+        fs::write(&left, [2]).unwrap();
+        write(dir.path(), Position(3), &[3]).unwrap();
+        assert!(!left.exists());
+        assert_eq!(list(dir.path()).unwrap().len(), 2);
+    }
 
     #[test]
     fn a_damaged_snapshot_is_passed_over_for_the_one_before() {

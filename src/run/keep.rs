@@ -55,6 +55,8 @@ pub struct Keeper {
     keep_minutes_ms: i64,
     keep_hours_ms: i64,
     keep_log_ms: i64,
+    /// How far apart checkpoints are, in milliseconds.
+    pub snapshot_every_ms: i64,
     last_snapshot: Timestamp,
     last_sweep: Timestamp,
 }
@@ -106,13 +108,18 @@ pub fn lock(data_dir: &Path) -> Result<File, Error> {
 /// [`Error`]; nothing was lost or deleted then.
 pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestamp, rebuild: bool) -> Result<Opened, Error> {
     let lock = lock(data_dir)?;
-    let (log, torn) = Log::open(data_dir)?;
+    let (mut log, torn) = Log::open(data_dir)?;
     if rebuild {
         forget_views(data_dir)?;
     }
     let (newest, bad) = snapshot::newest(data_dir)?;
     for path in bad {
         warn!(path = %path.display(), "a snapshot does not check and is passed over");
+    }
+    if let Some((position, _)) = newest.as_ref().filter(|(position, _)| *position >= log.next()) {
+        // New frames under positions that the snapshot covers would never be read again.
+        warn!(log = log.next().0, snapshot = position.0, "the log ends before the newest snapshot: it goes on behind it, with a gap");
+        log.skip_to(position.next())?;
     }
     let store = open_store(data_dir, now)?;
     let files = Files::open(data_dir)?;
@@ -123,6 +130,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
         keep_minutes_ms: retention.minutes_ms,
         keep_hours_ms: retention.hours_ms,
         keep_log_ms: retention.log_ms,
+        snapshot_every_ms: 60_000,
         last_snapshot: now,
         last_sweep: Timestamp(0),
     };
@@ -252,7 +260,7 @@ impl Keeper {
             blocks.entry(coarse.period_of(block.period)).or_default().push(block);
         }
         for (period, fine_blocks) in blocks {
-            if self.store.has_block(coarse, period, position)? {
+            if self.has(coarse, period, position)? {
                 continue;
             }
             let mut rows = BTreeMap::new();
@@ -265,14 +273,22 @@ impl Keeper {
     }
 
     fn put(&mut self, tier: Tier, period: Timestamp, name: Position, rows: &[Row]) -> Result<(), Error> {
-        if !rows.is_empty() && !self.store.has_block(tier, period, name)? {
+        if !rows.is_empty() && !self.has(tier, period, name)? {
             let block = self.files.append(tier, period, name, rows)?;
             self.store.put_block(&block)?;
         }
         Ok(())
     }
 
-    /// Once a minute, after one has closed: history and index to disk, then a snapshot, then what is no longer needed goes.
+    /// Whether a block was written before this start. It is looked for in the file too: the index may have outlived it.
+    fn has(&mut self, tier: Tier, period: Timestamp, name: Position) -> Result<bool, Error> {
+        match self.store.block(tier, period, name)? {
+            Some(block) => Ok(self.files.holds(&block)?),
+            None => Ok(false),
+        }
+    }
+
+    /// Now and then, after a slot has closed: history and index to disk, then a snapshot, then what is no longer needed goes.
     ///
     /// # Errors
     /// [`Error`]; the process must then end.
@@ -294,7 +310,7 @@ impl Keeper {
     /// Whether it is time for a checkpoint.
     #[must_use]
     pub fn is_due(&self, now: Timestamp) -> bool {
-        now.0 - self.last_snapshot.0 >= 60_000
+        now.0 - self.last_snapshot.0 >= self.snapshot_every_ms
     }
 
     fn sweep(&mut self, now: Timestamp) -> Result<(), Error> {

@@ -156,7 +156,6 @@ pub struct Engine {
     gauges: Arc<Gauges>,
     last_commit: Instant,
     last_disk_look: Timestamp,
-    minute_closed: bool,
     staged: Vec<(Position, Delta, Effects)>,
 }
 
@@ -188,7 +187,6 @@ pub fn engine(
         gauges,
         last_commit: now_instant(),
         last_disk_look: Timestamp(0),
-        minute_closed: false,
         staged: Vec::new(),
     };
     (engine, Handle { inputs: sender })
@@ -334,7 +332,6 @@ impl Engine {
     fn stage(&mut self, delta: Delta) {
         let position = self.log.stage(&delta.to_sections());
         let effects = self.machine.apply(position, &delta);
-        self.minute_closed |= effects.closed_to.is_some();
         self.staged.push((position, delta, effects));
     }
 
@@ -381,11 +378,10 @@ impl Engine {
         if closes > 0 {
             self.gauges.judge_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
             self.commit()?;
-        }
-        if self.minute_closed && self.keeper.is_due(now) {
-            self.minute_closed = false;
-            self.keeper.checkpoint(&mut self.machine, now)?;
-            self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
+            if self.keeper.is_due(now) {
+                self.keeper.checkpoint(&mut self.machine, now)?;
+                self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
+            }
         }
         Ok(())
     }

@@ -182,7 +182,8 @@ fn ended_as(end: Result<Result<(), keep::Error>, oneshot::error::RecvError>) -> 
 fn open(config: &Config) -> Result<(keep::Opened, Arc<Clock>), Error> {
     let clock = Clock::default();
     let retention = Retention { minutes_ms: config.keep_minutes_ms, hours_ms: config.keep_hours_ms, log_ms: config.keep_log_ms };
-    let opened = keep::open(&config.data_dir, config.endpoint_limits, retention, clock.now(), false)?;
+    let mut opened = keep::open(&config.data_dir, config.endpoint_limits, retention, clock.now(), false)?;
+    opened.keeper.snapshot_every_ms = config.snapshot_every_ms;
     if let Some(torn) = &opened.torn {
         warn!(path = %torn.path.display(), bytes = torn.bytes, "the last write was torn and cut off: nothing in it had been acknowledged");
     }
@@ -313,6 +314,11 @@ impl Reload {
         }
         if let Some(before) = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).replace(lanes) {
             before.close();
+        }
+        // What was decided while the lanes changed went to those before: it is owed still.
+        let owed = self.handle.look(|machine, _| machine.judge.outbox().to_vec()).await.unwrap_or_default();
+        if let Some(lanes) = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            owed.into_iter().for_each(|n| lanes.push(n));
         }
         info!(file = %file.display(), "the configuration was reloaded");
     }

@@ -53,7 +53,10 @@ pub fn stream(seed: u64) -> Vec<Timing> {
 /// The stream as lines.
 pub fn ndjson(timings: &[Timing]) -> String {
     let line = |(ts, us, failed): &Timing| {
-        format!("{{\"ts\":{ts},\"service\":\"shop\",\"method\":\"POST\",\"route\":\"/orders\",\"status\":{},\"duration_us\":{us}}}\n", if *failed { 503 } else { 200 })
+        format!(
+            "{{\"ts\":{ts},\"service\":\"shop\",\"method\":\"POST\",\"route\":\"/orders\",\"status\":{},\"duration_us\":{us}}}\n",
+            if *failed { 503 } else { 200 }
+        )
     };
     timings.iter().map(line).collect()
 }
