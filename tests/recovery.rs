@@ -252,13 +252,13 @@ impl Killer {
     /// What comes next, and how long it may take.
     fn plan(&mut self) -> (Plan, u64) {
         if let Some(next) = self.chain.pop_front() {
-            return (next, 2_500);
+            return (next, 4_000);
         }
         let due_in = due_in_ms();
         if due_in < 2_500 {
             self.chain = CHAINS[self.slot_ends % CHAINS.len()].iter().copied().collect();
             self.slot_ends += 1;
-            return (self.chain.pop_front().unwrap(), due_in + 2_500);
+            return (self.chain.pop_front().unwrap(), due_in + 4_000);
         }
         let count = 1 + self.random.below(250);
         let plan = match usize::try_from(self.random.below(4)).unwrap() {
@@ -304,7 +304,7 @@ fn config(dir: &Path, mail: SocketAddr, hook: SocketAddr) -> PathBuf {
     let mut text = format!(
         r#"
 judge_after = "{JUDGE_AFTER_MS}ms"
-snapshot_every = "1s"
+snapshot_every = "1ms"
 public_url = "https://slow.example"
 
 [[receiver]]
@@ -403,6 +403,7 @@ fn setting(name: &str) -> Option<u64> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one story, in order")]
 fn kill_9_loses_nothing_counts_nothing_twice_and_pages_once() {
     let start = Instant::now();
     let (kills, seed) = (setting("SLOWBURN_KILLS").unwrap_or(40), setting("SLOWBURN_SEED").unwrap_or_else(now_ms));

@@ -347,7 +347,10 @@ impl Keeper {
         if is_old {
             info!("building the index and the state again from log and history");
             if self.store.applied()? > Position(0) {
-                drop(std::mem::replace(&mut self.store, fresh_store(&self.data_dir, now)?));
+                // It is sound, and belongs to a snapshot that is not there: a crash before the first one, or one of another version.
+                let aside = store::set_aside(&self.data_dir, now).map_err(file::io_error("cannot rename", &store::folder(&self.data_dir)))?;
+                self.store = Store::open(&self.data_dir)?;
+                fs::remove_dir_all(&aside).map_err(file::io_error("cannot remove", &aside))?;
             }
         }
         let reader = self.reader();
@@ -410,11 +413,6 @@ impl Keeper {
         }
         Ok(())
     }
-}
-
-fn fresh_store(data_dir: &Path, now: Timestamp) -> Result<Store, Error> {
-    store::set_aside(data_dir, now).map_err(file::io_error("cannot rename", &store::folder(data_dir)))?;
-    Ok(Store::open(data_dir)?)
 }
 
 fn merge_rows(into: &mut BTreeMap<EndpointId, Row>, rows: &[Row]) {
