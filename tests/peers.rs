@@ -129,7 +129,11 @@ fn slow_orders_page_a_person_and_their_end_answers_in_the_same_thread() {
         assert_eq!(end.in_reply_to().as_text(), page.message_id());
         assert_eq!(end.references().as_text(), page.message_id());
         assert_eq!(end.subject(), Some("Re: [resolved] POST /orders (shop, prod) breaks latency<=800ms"));
-        assert!(fact(&end.body_text(0).unwrap(), "Why now").starts_with("good again: "));
+        let ended = end.body_text(0).unwrap();
+        assert!(fact(&ended, "Why now").starts_with("good again: "), "{ended}");
+        // 52 of 1776 requests bad; windows as short as these forget too soon to compare it with the page.
+        let in_all: Vec<u64> = fact(&ended, "In all").split(' ').filter_map(|w| w.parse().ok()).collect();
+        assert!(in_all.len() == 2 && in_all[0] > 0 && in_all[1] > in_all[0], "{ended}");
     }
     assert_ne!(first.message_id(), second.message_id());
     // The reads beside went through the client as well, and nobody was told of them.
