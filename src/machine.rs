@@ -17,7 +17,7 @@ use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
 use crate::history::slots::{self, ClosedMinute, OpenSlots, SlotCell};
 use crate::incident::Incident;
-use crate::ingest::batch_keys::{BatchKeys, Committed, SenderState};
+use crate::ingest::batch_keys::{BatchKeys, Committed, Senders};
 use crate::ingest::{Batch, Detail, Fate, Fates, InFlight, Item};
 use crate::judge::{self, Judge, Promises, Record};
 use crate::log::record::{Frame, Kind, Position, Section};
@@ -170,7 +170,7 @@ struct Kept {
     open: OpenSlots,
     totals: Vec<Cell>,
     fates: Fates,
-    senders: BTreeMap<String, SenderState>,
+    senders: Senders,
     judge: judge::Snapshot,
     in_flight_reports: u64,
     details: u64,

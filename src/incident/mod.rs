@@ -139,9 +139,9 @@ pub struct Evidence {
     pub budget_remaining_ratio: f64,
     /// At the rate of the window that decided; absent when nothing is left or nothing burns.
     pub budget_exhausted_in_seconds: Option<i64>,
-    /// Bad requests since the incident opened.
+    /// Bad requests since the beginning of the long window that decided; at most those of the longest window.
     pub bad_since_opened: u64,
-    /// Requests since the incident opened.
+    /// Requests since then.
     pub requests_since_opened: u64,
 }
 

@@ -12,7 +12,7 @@ pub fn summary(key: &EndpointKey, kind: Kind, event: Event, evidence: &Evidence,
     let measured = window.map_or_else(String::new, |w| measured(kind, evidence, w));
     match (event, evidence.state) {
         (Event::Resolved, _) => format!(
-            "{title} keeps {} again after {}. {} of {} requests were bad while it lasted.",
+            "{title} keeps {} again after {}. {} of {} requests were bad in all.",
             evidence.objective,
             humanize_ms(open_for_ms),
             evidence.bad_since_opened,
@@ -36,12 +36,12 @@ pub fn deciding_window(evidence: &Evidence) -> Option<&WindowEvidence> {
     evidence.windows.iter().find(|w| w.verdict == Verdict::Firing).or(evidence.windows.first())
 }
 
-/// `13 of 18 requests bad in 1h (observed 27.8 % good, promised 95 %), 14.4 times faster than the budget allows.`
+/// `13 of 18 requests bad in 1h (observed 27.8 % good, promised 95 %), 14.4 times as many as the promise allows.`
 fn measured(kind: Kind, evidence: &Evidence, w: &WindowEvidence) -> String {
     let good = percent(w.requests_long - w.bad_long, w.requests_long);
     let head = format!("{} of {} requests bad in {} (observed {good} good, promised {})", w.bad_long, w.requests_long, w.long, evidence.target);
     match kind {
-        Kind::Burn => format!("{head}, {:.1} times faster than the budget allows.", w.burn_long),
+        Kind::Burn => format!("{head}, {:.1} times as many as the promise allows.", w.burn_long),
         Kind::Threshold => format!("{head}."),
     }
 }
@@ -58,7 +58,37 @@ fn budget(kind: Kind, evidence: &Evidence) -> String {
     format!(" {:.0} % of the budget of {} is left{gone}.", left * 100.0, evidence.period)
 }
 
+/// A share of good requests with as many digits as tell it from all: `100 %` is said of all only.
+#[must_use]
 #[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
-fn percent(part: u64, whole: u64) -> String {
-    if whole == 0 { "no".to_owned() } else { format!("{:.1} %", part as f64 * 100.0 / whole as f64) }
+pub fn percent(good: u64, all: u64) -> String {
+    let bad = all.saturating_sub(good);
+    if all == 0 {
+        return "nothing".to_owned();
+    }
+    if bad == 0 {
+        return "100 %".to_owned();
+    }
+    let digits = [100, 1_000, 10_000].into_iter().position(|part| bad.saturating_mul(part) >= all).map_or(4, |n| n + 1);
+    format!("{:.digits$} %", good as f64 * 100.0 / all as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_that_is_not_all_never_reads_as_all() {
+        for (good, all, text) in [
+            (5, 18, "27.8 %"),
+            (0, 7, "0.0 %"),
+            (99, 100, "99.0 %"),
+            (9_985, 10_000, "99.85 %"),
+            (99_999, 100_000, "99.9990 %"),
+            (7, 7, "100 %"),
+            (0, 0, "nothing"),
+        ] {
+            assert_eq!(percent(good, all), text);
+        }
+    }
 }

@@ -145,12 +145,20 @@ pub struct SenderState {
     pub uptime_s: u64,
 }
 
+/// The senders, and what is counted over all of them, those that are forgotten too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Senders {
+    by_id: BTreeMap<String, SenderState>,
+    dropped: u64,
+    conflicts: u64,
+}
+
 /// All keys and senders.
 #[derive(Debug, Default)]
 pub struct BatchKeys {
     keys: HashMap<u128, Answered>,
     by_age: VecDeque<(Timestamp, u128)>,
-    senders: BTreeMap<String, SenderState>,
+    senders: Senders,
 }
 
 /// The key of a batch: of the header's text and the scope of its token.
@@ -179,7 +187,7 @@ impl BatchKeys {
                 None => Known::New,
             },
             Identity::Sender(sender) => {
-                let epoch = self.senders.get(&sender.id).and_then(|s| s.epochs.iter().find(|e| e.start == sender.epoch));
+                let epoch = self.senders.by_id.get(&sender.id).and_then(|s| s.epochs.iter().find(|e| e.start == sender.epoch));
                 match epoch {
                     Some(epoch) if epoch.has(sender.seq) => {
                         epoch.answers.iter().find(|(seq, _)| *seq == sender.seq).map_or(Known::Repeat(None), |(_, a)| repeat(a))
@@ -204,21 +212,29 @@ impl BatchKeys {
     }
 
     fn apply_sender(&mut self, sender: &Sender, answer: Answered) {
-        if !self.senders.contains_key(&sender.id)
-            && self.senders.len() >= SENDERS_MAX
-            && let Some(oldest) = self.senders.iter().min_by_key(|(_, s)| s.last_seen).map(|(id, _)| id.clone())
+        let Senders { by_id, dropped, conflicts } = &mut self.senders;
+        if !by_id.contains_key(&sender.id)
+            && by_id.len() >= SENDERS_MAX
+            && let Some(oldest) = by_id.iter().min_by_key(|(_, s)| s.last_seen).map(|(id, _)| id.clone())
         {
-            self.senders.remove(&oldest);
+            by_id.remove(&oldest);
         }
-        let state = self.senders.entry(sender.id.clone()).or_default();
+        let state = by_id.entry(sender.id.clone()).or_default();
         // A batch of an older start after one of a newer, or two bodies under one number: two processes use the name.
-        if state.is_behind(sender.epoch) {
+        let other_body = state.took_other_body(sender, answer.body);
+        if other_body || state.is_behind(sender.epoch) {
             state.conflicts += 1;
+            *conflicts += 1;
+        }
+        if other_body {
+            return;
         }
         state.last_seen = state.last_seen.max(answer.at);
         state.uptime_s = sender.uptime_s;
         let said = state.dropped_by_epoch.entry(sender.epoch).or_default();
-        state.dropped += sender.dropped.saturating_sub(*said);
+        let more = sender.dropped.saturating_sub(*said);
+        state.dropped += more;
+        *dropped += more;
         *said = sender.dropped.max(*said);
         if !state.epochs.iter().any(|e| e.start == sender.epoch) {
             if state.epochs.len() >= EPOCHS_MAX {
@@ -230,13 +246,6 @@ impl BatchKeys {
         }
         if let Some(epoch) = state.epochs.iter_mut().find(|e| e.start == sender.epoch) {
             epoch.take(sender.seq, answer);
-        }
-    }
-
-    /// Counts that a sender's number came with another body: two processes use the name.
-    pub fn note_conflict(&mut self, id: &str) {
-        if let Some(sender) = self.senders.get_mut(id) {
-            sender.conflicts += 1;
         }
     }
 
@@ -256,7 +265,19 @@ impl BatchKeys {
     /// The senders by name.
     #[must_use]
     pub fn senders(&self) -> &BTreeMap<String, SenderState> {
-        &self.senders
+        &self.senders.by_id
+    }
+
+    /// Timings that all senders ever said they dropped.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.senders.dropped
+    }
+
+    /// How often two processes were seen under one name, ever.
+    #[must_use]
+    pub fn conflicts(&self) -> u64 {
+        self.senders.conflicts
     }
 
     /// The keys there are, for the index and for comparing.
@@ -267,13 +288,13 @@ impl BatchKeys {
 
     /// What the snapshot keeps; keys are kept by the index.
     #[must_use]
-    pub fn senders_snapshot(&self) -> BTreeMap<String, SenderState> {
+    pub fn senders_snapshot(&self) -> Senders {
         self.senders.clone()
     }
 
     /// From the snapshot's senders and the index's keys.
     #[must_use]
-    pub fn restore(senders: BTreeMap<String, SenderState>, keys: Vec<(u128, Answered)>) -> Self {
+    pub fn restore(senders: Senders, keys: Vec<(u128, Answered)>) -> Self {
         let mut by_age: Vec<(Timestamp, u128)> = keys.iter().map(|(key, a)| (a.at, *key)).collect();
         by_age.sort_unstable();
         Self { keys: keys.into_iter().collect(), by_age: by_age.into(), senders }
@@ -285,6 +306,12 @@ impl SenderState {
     #[must_use]
     pub fn is_behind(&self, epoch: u64) -> bool {
         self.epochs.iter().any(|e| e.start > epoch)
+    }
+
+    /// Whether that number was taken with another body. Such a batch is in the log for its conflict alone.
+    fn took_other_body(&self, sender: &Sender, body: u64) -> bool {
+        let taken = self.epochs.iter().find(|e| e.start == sender.epoch).and_then(|e| e.answers.iter().find(|(seq, _)| *seq == sender.seq));
+        taken.is_some_and(|(_, answer)| answer.body != body)
     }
 }
 
@@ -383,6 +410,9 @@ mod tests {
         assert_eq!(keys.senders()["a"].conflicts, 0);
         commit(&mut keys, sender(1, 2), 3);
         assert_eq!(keys.senders()["a"].conflicts, 1);
+        commit(&mut keys, sender(1, 2), 4);
+        assert_eq!((keys.senders()["a"].conflicts, keys.conflicts()), (2, 2));
+        assert_eq!(keys.look(&Identity::Sender(sender(1, 2)), 3), Known::Repeat(Some(answer(3))));
     }
 
     #[test]
@@ -391,7 +421,7 @@ mod tests {
         for (epoch, seq, dropped) in [(1, 1, 0), (1, 2, 5), (1, 3, 5), (2, 1, 2)] {
             commit(&mut keys, Sender { dropped, ..sender(epoch, seq) }, 1);
         }
-        assert_eq!(keys.senders()["a"].dropped, 7);
+        assert_eq!((keys.senders()["a"].dropped, keys.dropped()), (7, 7));
     }
 
     #[test]

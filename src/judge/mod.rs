@@ -594,8 +594,8 @@ impl Judge {
 fn line_of(rule: &Rule, end: Slot, at: Timestamp, event: Event, after: &[Memory], open: Option<&Incident>) -> Transition {
     let kind = rule.promise.kind();
     let id = open.map_or_else(|| incident_id(&rule.key, kind, &rule.name, end), |i| i.id.clone());
-    let evidence = rule.evidence(end, after, open, event);
     let open_for_ms = open.map_or(0, |i| at.0 - i.opened_at.0);
+    let evidence = rule.evidence(end, after, open, event, open_for_ms);
     Transition {
         at,
         event,

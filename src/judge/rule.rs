@@ -254,14 +254,16 @@ impl Rule {
         ((1.0 - sum.bad.weight as f64 / allowed) * 1e6).round() / 1e6
     }
 
-    pub(super) fn evidence(&self, end: Slot, memories: &[Memory], open: Option<&Incident>, event: Event) -> Evidence {
+    pub(super) fn evidence(&self, end: Slot, memories: &[Memory], open: Option<&Incident>, event: Event, open_for_ms: i64) -> Evidence {
         let period = self.period_sum(end);
         let left = self.budget_left(period);
         let windows = self.window_evidence(end, memories);
         let burning = windows.iter().find(|w| w.verdict == Verdict::Firing).map(|w| w.burn_long).filter(|b| *b > 0.0 && left > 0.0);
-        let opened = open.map_or(end, |i| Slot::containing(i.opened_at));
-        let shortest = self.promise.windows.iter().map(|w| w.short_slots).min().unwrap_or(1);
-        let since = self.sums.window(end, (end.0.saturating_sub(opened.0) + shortest).min(self.promise.longest_slots()));
+        // From the window that decided, so that the end of an incident speaks of no fewer requests than its page.
+        let before = open.map_or(&windows, |i| &i.evidence.windows);
+        let decided = before.iter().position(|w| w.verdict == Verdict::Firing).unwrap_or(0);
+        let back = self.promise.windows.get(decided).map_or(1, |w| w.long_slots);
+        let since = self.sums.window(end, u32::try_from(open_for_ms / 10_000).unwrap_or(0).saturating_add(back).min(self.promise.longest_slots()));
         let state = match event {
             Event::Resolved => State::Resolved,
             _ if self.is_unverified(end, memories) => State::Unverified,

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use crate::endpoint::EndpointKey;
-use crate::incident::text::deciding_window;
+use crate::incident::text::{deciding_window, percent};
 use crate::incident::{Event, Kind, State, Transition, Verdict, WindowEvidence};
 use crate::time::humanize_ms;
 
@@ -135,11 +135,12 @@ fn facts(line: &Transition, public_url: Option<&str>) -> Vec<(&'static str, Stri
         facts.push(("Why now", why_now(line, window)));
     }
     facts.push(("Budget", budget(line)));
-    let when = if line.event == Event::Opened { "Since" } else { "At" };
+    // When it was decided; it has been bad for up to the window before.
+    let when = if line.event == Event::Opened { "Opened" } else { "At" };
     facts.push((when, line.at.to_string()));
     if line.event != Event::Opened {
         let (bad, all) = (evidence.bad_since_opened, evidence.requests_since_opened);
-        facts.push(("In all", format!("{bad} of {all} requests bad since it opened")));
+        facts.push(("In all", format!("{bad} of {all} requests bad")));
     }
     if let Some(at) = line.breach_at {
         let range = match (line.breach_from, line.breach_to) {
@@ -171,7 +172,7 @@ fn why_now(line: &Transition, w: &WindowEvidence) -> String {
             format!("fewer good requests than promised in {} and {} ({}); {}", w.long, w.short, short, luck(w.p_value))
         }
         _ => format!(
-            "the budget burns {:.1} times too fast in {} and {:.1} times in {} (alert from {}); {}",
+            "{:.1} times as many bad requests as promised in {} and {:.1} times in {} (alert from {}); {}",
             w.burn_long,
             w.long,
             w.burn_short,
@@ -184,9 +185,9 @@ fn why_now(line: &Transition, w: &WindowEvidence) -> String {
 
 fn luck(p: f64) -> String {
     if p < 1e-6 {
-        return "luck: less than 1 chance in a million".to_owned();
+        return "chance that this is luck: under 1 in a million".to_owned();
     }
-    format!("luck: 1 chance in {:.0}", (1.0 / p).max(1.0))
+    format!("chance that this is luck: 1 in {:.0}", (1.0 / p).max(1.0))
 }
 
 /// The budget as time, which is what one can plan with, and as a share.
@@ -223,11 +224,6 @@ fn windows(line: &Transition) -> Vec<[String; 6]> {
     std::iter::once(head).chain(rows).collect()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a percentage for people")]
-fn percent(part: u64, whole: u64) -> String {
-    if whole == 0 { "nothing".to_owned() } else { format!("{:.1} %", part as f64 * 100.0 / whole as f64) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,9 +253,9 @@ Endpoint:  POST /orders (shop, prod)
 Objective: latency<=800ms, 95 % of requests in 30d
 Observed:  27.8 % good in 1h: 13 of 18 requests bad
 Promised:  95 % good
-Why now:   the budget burns 14.4 times too fast in 1h and 20.0 times in 5m (alert from 14.4); luck: 1 chance in 22222
+Why now:   14.4 times as many bad requests as promised in 1h and 20.0 times in 5m (alert from 14.4); chance that this is luck: 1 in 22222
 Budget:    2 h 5 min left at this rate; 56 % of 30d left
-Since:     2025-12-24 00:00:00 UTC
+Opened:    2025-12-24 00:00:00 UTC
 Incident:  00c0ffee00c0ffee
 Link:      https://slow.example/api/v1/incidents/00c0ffee00c0ffee
 
@@ -277,7 +273,7 @@ Windows (long / short):
         assert!(text.contains("Event:     resolved\n"), "{text}");
         assert!(text.contains("Why now:   good again: 0 of 4 requests bad in 5m\n"), "{text}");
         assert!(text.contains("Budget:    56 % of 30d left\n"), "{text}");
-        assert!(text.contains("In all:    13 of 18 requests bad since it opened\n"), "{text}");
+        assert!(text.contains("In all:    13 of 18 requests bad\n"), "{text}");
         assert!(!text.contains("Link"));
     }
 

@@ -271,7 +271,7 @@ impl Engine {
     fn commit_batches(&mut self, group: Vec<Submission>) -> Result<(), keep::Error> {
         let now = self.clock.now();
         let (mut taken, mut again, mut answered): (Vec<(Submission, Option<Committed>)>, Vec<_>, Vec<_>) = Default::default();
-        let mut repeated = 0_u64;
+        let (mut repeated, mut conflicts) = (0_u64, Vec::new());
         let mut in_group = HashSet::new();
         for submission in group {
             let observed = |b: &Batch| b.items.iter().map(|i| i.tally.observed).sum::<u64>();
@@ -295,7 +295,7 @@ impl Engine {
                 }
                 Known::OtherBody => {
                     if let Identity::Sender(sender) = &submission.identity {
-                        self.machine.keys.note_conflict(&sender.id);
+                        conflicts.extend(committed(&submission, now));
                         warn!(sender = sender.id, "one sequence number came with two bodies: two processes use this sender's name");
                     }
                     answered.push((submission.reply, Answer::OtherBody));
@@ -315,7 +315,7 @@ impl Engine {
                 warn!(sender = sender.id, "batches of an older start came after those of a newer one: two processes use this sender's name");
             }
         }
-        delta.batches = taken.iter_mut().filter_map(|(_, c)| c.take()).collect();
+        delta.batches = taken.iter_mut().filter_map(|(_, c)| c.take()).chain(conflicts).collect();
         answered.extend(taken.into_iter().map(|(s, _)| (s.reply, Answer::Committed)));
         if delta != Delta::default() {
             self.stage(delta);

@@ -1,7 +1,8 @@
 //! `/metrics` in the text format 0.0.4, through the `prometheus` crate: Slowburn itself, objectives, incidents, critical endpoints, and the busiest others up to a limit
 //! that says when it cuts.
 //!
-//! Families are built from the state at each scrape; nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart.
+//! Families are built from the state at each scrape; nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart;
+//! what is counted in memory only is a gauge named `slowburn_process_*`.
 
 use axum::Router;
 use axum::extract::State;
@@ -141,16 +142,18 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
     }
     let mut waiting = Family::new("slowburn_notifications_waiting", "Notifications that are owed and not delivered yet.", MetricType::GAUGE);
     waiting.gauge(vec![], float(machine.judge.outbox().len() as u64));
-    let mut attempts = Family::new("slowburn_delivery_attempts_total", "Attempts at deliveries since the start.", MetricType::COUNTER);
-    let mut failures = Family::new("slowburn_delivery_failures_total", "Failed attempts at deliveries since the start.", MetricType::COUNTER);
+    let mut attempts =
+        Family::new("slowburn_process_delivery_attempts", "Attempts at deliveries since the process started or was reconfigured.", MetricType::GAUGE);
+    let mut failures =
+        Family::new("slowburn_process_delivery_failures", "Failed attempts at deliveries since the process started or was reconfigured.", MetricType::GAUGE);
     let mut by_receiver: std::collections::BTreeMap<&str, (u64, u64)> = std::collections::BTreeMap::new();
     for lane in lanes {
         let sum = by_receiver.entry(&lane.receiver).or_default();
         *sum = (sum.0 + lane.attempts, sum.1 + lane.failures);
     }
     for (receiver, (tried, failed)) in by_receiver.into_iter().filter(|(receiver, _)| !receiver.is_empty()) {
-        attempts.counter(vec![label("receiver", receiver)], tried);
-        failures.counter(vec![label("receiver", receiver)], failed);
+        attempts.gauge(vec![label("receiver", receiver)], float(tried));
+        failures.gauge(vec![label("receiver", receiver)], float(failed));
     }
     let mut endpoints = Family::new("slowburn_endpoints", "Endpoints in the catalogue.", MetricType::GAUGE);
     endpoints.gauge(vec![], float(machine.catalogue.entries().len() as u64));
@@ -160,26 +163,23 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
     let mut families = vec![build.0, timings.0, sent.0, waiting.0, attempts.0, failures.0, endpoints.0, judged.0];
     let [commits, commit_us, judge_us, snapshots] = work;
     for (name, help, value) in [
-        ("slowburn_commits_total", "Writes to the log since the start.", float(commits)),
-        ("slowburn_commit_seconds_total", "Time spent writing and syncing the log since the start.", float(commit_us) / 1e6),
-        ("slowburn_judge_seconds_total", "Time spent judging since the start.", float(judge_us) / 1e6),
-        ("slowburn_snapshots_total", "Snapshots written since the start.", float(snapshots)),
-        ("slowburn_in_flight_reports_total", "Reports of requests in flight.", float(machine.in_flight_reports)),
-        (
-            "slowburn_sender_dropped_timings_total",
-            "Timings that senders dropped before they could send them.",
-            float(machine.keys.senders().values().map(|s| s.dropped).sum()),
-        ),
-        (
-            "slowburn_sender_conflicts_total",
-            "Signs that two processes use one sender's name.",
-            float(machine.keys.senders().values().map(|s| s.conflicts).sum()),
-        ),
+        ("slowburn_process_commits", "Writes to the log since the process started.", float(commits)),
+        ("slowburn_process_commit_seconds", "Time spent writing and syncing the log since the process started.", float(commit_us) / 1e6),
+        ("slowburn_process_judge_seconds", "Time spent judging since the process started.", float(judge_us) / 1e6),
+        ("slowburn_process_snapshots", "Snapshots written since the process started.", float(snapshots)),
+    ] {
+        let mut family = Family::new(name, help, MetricType::GAUGE);
+        family.gauge(vec![], value);
+        families.push(family.0);
+    }
+    for (name, help, value) in [
+        ("slowburn_log_frames_total", "Frames written to the log.", machine.position.0),
+        ("slowburn_in_flight_reports_total", "Reports of requests in flight.", machine.in_flight_reports),
+        ("slowburn_sender_dropped_timings_total", "Timings that senders dropped before they could send them.", machine.keys.dropped()),
+        ("slowburn_sender_conflicts_total", "Signs that two processes use one sender's name.", machine.keys.conflicts()),
     ] {
         let mut family = Family::new(name, help, MetricType::COUNTER);
-        let mut counter = Counter::default();
-        counter.set_value(value);
-        family.metric(vec![]).set_counter(counter);
+        family.counter(vec![], value);
         families.push(family.0);
     }
     families
@@ -195,7 +195,7 @@ fn of_endpoints(scene: &Scene<'_>, exported: &[EndpointId]) -> Vec<MetricFamily>
     );
     let mut recent = Family::new(
         "slowburn_endpoint_latency_seconds",
-        "Latency of critical endpoints over the minutes in memory; absent without requests.",
+        "Latency of critical endpoints over the minutes in memory, absent without requests; sum and count are of all requests ever.",
         MetricType::SUMMARY,
     );
     let mut open: std::collections::HashMap<EndpointId, Cell> = std::collections::HashMap::new();
@@ -211,7 +211,7 @@ fn of_endpoints(scene: &Scene<'_>, exported: &[EndpointId]) -> Vec<MetricFamily>
         let critical = machine.is_critical(entry);
         durations.metric(labels.clone()).set_histogram(classic(total, critical));
         if let Some(cell) = open.get(&id).filter(|_| critical) {
-            recent.metric(with(labels, "window", "1m")).set_summary(summary(cell));
+            recent.metric(with(labels, "window", "1m")).set_summary(summary(cell, total));
         }
     }
     vec![requests.0, durations.0, recent.0]
@@ -237,12 +237,13 @@ fn classic(total: &Cell, critical: bool) -> Histogram {
     histogram
 }
 
-fn summary(cell: &Cell) -> Summary {
-    let mut all = cell.passed.clone();
-    all.merge(&cell.failed);
+/// Quantiles of what is recent; sum and count of everything, since they are counters.
+fn summary(recent: &Cell, total: &Cell) -> Summary {
+    let mut all = recent.passed.clone();
+    all.merge(&recent.failed);
     let mut summary = Summary::default();
-    summary.set_sample_count(cell.total().weight);
-    summary.set_sample_sum(float(cell.sum_us) / 1e6);
+    summary.set_sample_count(total.total().weight);
+    summary.set_sample_sum(float(total.sum_us) / 1e6);
     let quantiles = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)].into_iter().filter_map(|(text, number)| {
         let us = all.quantile_us(Quantile::parse(text).ok()?)?;
         let mut quantile = QuantileProto::default();
