@@ -285,7 +285,10 @@ impl Source<'_> {
         toml::from_str(self.text).map_err(|e| {
             let at = e.span().map_or(0, |s| s.start);
             let key = key_at(self.text, at);
-            let message = e.message().replace('\n', ", ");
+            let mut message = e.message().replace('\n', ", ");
+            for (word, meaning) in [("usize", "a whole number"), ("u64", "a whole number"), ("u8", "a whole number"), ("f64", "a number")] {
+                message = message.replace(&format!("expected {word}"), &format!("expected {meaning}"));
+            }
             Error { place: place(self.file, self.text, at), message: if key.is_empty() { message } else { format!("{key}: {message}") } }
         })
     }

@@ -24,6 +24,9 @@ use crate::time::Timestamp;
 /// How long a body may take to arrive.
 const BODY_WAIT: Duration = Duration::from_secs(30);
 
+/// The window that every zstd decoder is expected to support.
+const ZSTD_WINDOW_MAX: u64 = 8 << 20;
+
 /// Timings refused before they reached the log; added to the counters with the next frame.
 #[derive(Debug, Default)]
 pub struct Refusals([AtomicU64; 7]);
@@ -31,6 +34,12 @@ pub struct Refusals([AtomicU64; 7]);
 impl Refusals {
     fn add(&self, fate: Fate, count: u64) {
         self.0[fate as usize].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.0.iter().any(|n| n.load(Ordering::Relaxed) > 0)
     }
 
     /// Takes them out.
@@ -104,7 +113,9 @@ impl Ingest {
     /// # Errors
     /// [`Refusal`]: nothing of it was applied.
     pub async fn handle(&self, headers: &HeaderMap, scope: &str, body: Body) -> Result<Response, Refusal> {
-        let format = format_of(headers)?;
+        // A body that is not even read counts as one timing.
+        let unread = |_: &Refusal| self.refusals.add(Fate::Malformed, 1);
+        let format = format_of(headers).inspect_err(unread)?;
         if self.disk_full.load(Ordering::Relaxed) {
             self.refusals.add(Fate::Shed, 1);
             return Err(Refusal::later(
@@ -114,10 +125,10 @@ impl Ingest {
                 30,
             ));
         }
-        let sender = sender_of(headers)?;
-        let key = key_header(headers)?;
+        let sender = sender_of(headers).inspect_err(unread)?;
+        let key = key_header(headers).inspect_err(unread)?;
         let packed = self.receive(body).await?;
-        let bytes = unpack(headers, packed, self.body_bytes_max).inspect_err(|_| self.refusals.add(Fate::Malformed, 1))?;
+        let bytes = unpack(headers, packed, self.body_bytes_max).inspect_err(unread)?;
         let batch = self.read(format, &bytes)?;
         let identity = match (key, sender) {
             (Some(key), _) => Identity::Key(key_of(scope, &key)),
@@ -158,21 +169,25 @@ impl Ingest {
 
     async fn commit(&self, batch: Batch, identity: Identity, body: u64) -> Result<Response, Refusal> {
         let (accepted, rejected) = (batch.accepted, batch.rejected);
+        let timings = timings_of(&batch);
         let errors: Vec<_> = batch.errors.iter().map(|(index, reason)| json!({"index": index, "reason": reason})).collect();
         let (reply, answer) = oneshot::channel();
         if let Err(back) = self.door.submit(Submission { batch, identity, body, reply }) {
-            let shed = back.batch.items.iter().map(|i| i.tally.observed).sum();
-            self.refusals.add(Fate::Shed, shed);
+            self.refusals.add(Fate::Shed, timings_of(&back.batch));
             return Err(Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many batches wait to be written: send this one again", 1));
         }
         let answer = answer.await.map_err(|_| Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the server stops: send this batch again", 1))?;
         let body = match answer {
             Answer::Committed => json!({"accepted": accepted, "rejected": rejected, "errors": errors}),
             Answer::Duplicate(first) => {
+                let again = rejected;
                 let (accepted, rejected) = first.unwrap_or((accepted, rejected));
-                json!({"accepted": accepted, "rejected": rejected, "errors": [], "duplicate": true})
+                // The same bytes are read again to the same errors; they are left out where a line has become too old since.
+                let errors = if rejected == again { errors } else { Vec::new() };
+                json!({"accepted": accepted, "rejected": rejected, "errors": errors, "duplicate": true})
             }
             Answer::OtherBody => {
+                self.refusals.add(Fate::Malformed, timings);
                 return Err(Refusal::new(
                     StatusCode::UNPROCESSABLE_ENTITY,
                     "other_body",
@@ -180,6 +195,7 @@ impl Ingest {
                 ));
             }
             Answer::KeysFull => {
+                self.refusals.add(Fate::Shed, timings);
                 return Err(Refusal::later(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "keys_full",
@@ -190,6 +206,12 @@ impl Ingest {
         };
         Ok(axum::Json(body).into_response())
     }
+}
+
+/// How many timings a body held, refused ones too.
+#[must_use]
+pub fn timings_of(batch: &Batch) -> u64 {
+    batch.items.iter().map(|i| i.tally.observed).sum::<u64>() + batch.rejected
 }
 
 fn format_of(headers: &HeaderMap) -> Result<Format, Refusal> {
@@ -235,13 +257,87 @@ fn cut_off(cause: &str) -> Refusal {
 fn unpack(headers: &HeaderMap, packed: Vec<u8>, bytes_max: usize) -> Result<Vec<u8>, Refusal> {
     let encoding = headers.get(header::CONTENT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or("identity").trim().to_ascii_lowercase();
     let broken = |e: String| Refusal::new(StatusCode::BAD_REQUEST, "encoding", format!("the body is not {encoding}: {e}; nothing of it was applied"));
-    let reader: Box<dyn Read> = match encoding.as_str() {
-        "identity" | "" => return Ok(packed),
-        "gzip" => Box::new(flate2::read::MultiGzDecoder::new(packed.as_slice())),
-        "zstd" => Box::new(ruzstd::decoding::StreamingDecoder::new(packed.as_slice()).map_err(|e| broken(e.to_string()))?),
-        other => return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", format!("the content encoding is `{other}`, expected gzip or zstd"))),
-    };
+    match encoding.as_str() {
+        "identity" | "" => Ok(packed),
+        "gzip" => {
+            let mut out = Vec::new();
+            let reader = flate2::read::MultiGzDecoder::new(packed.as_slice());
+            reader.take(bytes_max as u64 + 1).read_to_end(&mut out).map_err(|e| broken(e.to_string()))?;
+            if out.len() > bytes_max { Err(too_large(bytes_max)) } else { Ok(out) }
+        }
+        "zstd" => unpack_zstd(&packed, bytes_max, broken),
+        other => Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", format!("the content encoding is `{other}`, expected gzip or zstd"))),
+    }
+}
+
+/// Frames one after the other. A decoder holds a whole window before it hands on the first byte, so the window is looked at first.
+fn unpack_zstd(mut packed: &[u8], bytes_max: usize, broken: impl Fn(String) -> Refusal) -> Result<Vec<u8>, Refusal> {
+    let mut decoder = ruzstd::decoding::FrameDecoder::new();
     let mut out = Vec::new();
-    reader.take(bytes_max as u64 + 1).read_to_end(&mut out).map_err(|e| broken(e.to_string()))?;
-    if out.len() > bytes_max { Err(too_large(bytes_max)) } else { Ok(out) }
+    loop {
+        match zstd_window(packed) {
+            Window::Contents(bytes) if bytes > bytes_max as u64 => return Err(too_large(bytes_max)),
+            Window::Bytes(bytes) if bytes > ZSTD_WINDOW_MAX => {
+                return Err(broken(format!("a frame wants a window of {bytes} bytes, expected at most {ZSTD_WINDOW_MAX}")));
+            }
+            _ => {}
+        }
+        let frame = ruzstd::decoding::StreamingDecoder::new_with_decoder(&mut packed, &mut decoder).map_err(|e| broken(e.to_string()))?;
+        let left = (bytes_max - out.len()) as u64 + 1;
+        frame.take(left).read_to_end(&mut out).map_err(|e| broken(e.to_string()))?;
+        if out.len() > bytes_max {
+            return Err(too_large(bytes_max));
+        }
+        if decoder.get_checksum_from_data().is_some_and(|sum| Some(sum) != decoder.get_calculated_checksum()) {
+            return Err(broken("a checksum is wrong".to_owned()));
+        }
+        if packed.is_empty() {
+            return Ok(out);
+        }
+    }
+}
+
+/// What a zstd frame's head asks to be held in memory.
+#[derive(Debug, PartialEq, Eq)]
+enum Window {
+    Bytes(u64),
+    /// A frame in one piece: all of its contents, this long.
+    Contents(u64),
+}
+
+/// Reads the head of a frame; one that is cut off wants nothing.
+fn zstd_window(frame: &[u8]) -> Window {
+    let Some(&descriptor) = frame.get(4) else { return Window::Bytes(0) };
+    if descriptor & 0x20 == 0 {
+        let window = frame.get(5).copied().unwrap_or(0);
+        let base = 1_u64 << (10 + (window >> 3));
+        return Window::Bytes(base + (base >> 3) * u64::from(window & 7));
+    }
+    let dictionary_bytes = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let size_bytes = 1 << (descriptor >> 6);
+    let mut size = [0; 8];
+    if let Some(given) = frame.get(5 + dictionary_bytes..5 + dictionary_bytes + size_bytes) {
+        size[..size_bytes].copy_from_slice(given);
+    }
+    Window::Contents(u64::from_le_bytes(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_is_read_from_the_head_of_a_frame() {
+        let magic = [0x28, 0xb5, 0x2f, 0xfd];
+        for (rest, window) in [
+            (vec![0x00, 0x58], Window::Bytes(2 << 20)),
+            (vec![0x04, 0x89], Window::Bytes((128 << 20) + (16 << 20))),
+            (vec![0x20, 7], Window::Contents(7)),
+            (vec![0xa0, 0, 0, 0, 0x10], Window::Contents(256 << 20)),
+            (vec![0x23, 1, 2, 3, 4, 9], Window::Contents(9)),
+            (vec![], Window::Bytes(0)),
+        ] {
+            assert_eq!(zstd_window(&[&magic[..], &rest].concat()), window, "{rest:x?}");
+        }
+    }
 }

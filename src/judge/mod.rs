@@ -334,7 +334,7 @@ impl Judge {
                 Record::Silenced(silence)
             }
             Command::Unsilence(at, id) => {
-                if !self.silences.iter().any(|s| s.id == id) {
+                if !self.silences.iter().any(|s| s.id == id && s.until > at) {
                     return Err(Refusal::NoSuchSilence(id));
                 }
                 Record::Unsilenced { at, id }

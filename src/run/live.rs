@@ -17,7 +17,7 @@ use super::keep::{self, Keeper};
 use crate::incident::Notification;
 use crate::ingest::batch_keys::{Answered, Committed, Identity, Known};
 use crate::ingest::commit::{Answer, Door, Submission};
-use crate::ingest::http::Refusals;
+use crate::ingest::http::{Refusals, timings_of};
 use crate::ingest::{Batch, Fate};
 use crate::judge::{Command, Record, Refusal, SlotClosed};
 use crate::log::failpoint;
@@ -274,7 +274,6 @@ impl Engine {
         let (mut repeated, mut conflicts) = (0_u64, Vec::new());
         let mut in_group = HashSet::new();
         for submission in group {
-            let observed = |b: &Batch| b.items.iter().map(|i| i.tally.observed).sum::<u64>();
             match self.machine.keys.look(&submission.identity, submission.body) {
                 Known::New => {
                     let name = match &submission.identity {
@@ -290,7 +289,7 @@ impl Engine {
                     }
                 }
                 Known::Repeat(first) => {
-                    repeated += observed(&submission.batch);
+                    repeated += timings_of(&submission.batch);
                     answered.push((submission.reply, Answer::Duplicate(first.map(|a| (a.accepted, a.rejected)))));
                 }
                 Known::OtherBody => {
@@ -392,6 +391,11 @@ impl Engine {
             return;
         }
         self.last_disk_look = now;
+        // What was refused is counted even when nothing else comes.
+        if self.refusals.any() {
+            self.stage(Delta { fates: self.refusals.take(), ..Delta::default() });
+            self.commit()?;
+        }
         if let Some(free) = self.keeper.free_bytes() {
             let full = free < self.free_bytes_min;
             if full != self.disk_full.swap(full, Ordering::Relaxed) {

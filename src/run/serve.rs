@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -17,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use super::clock::Clock;
-use super::connection::IdleLimited;
+use super::connection::{TimeLimited, UnderWay};
 use super::keep::{self, Retention};
 use super::live::{self, Gauges, Handle};
 use super::tasks::Tasks;
@@ -30,10 +31,6 @@ use crate::notify::{LaneStatus, Lanes, Target};
 use crate::show::{self, Answer, Look, Scene, Site, Source};
 use crate::time::Timestamp;
 
-/// A request's head must arrive within this.
-const HEAD_WAIT: Duration = Duration::from_secs(5);
-/// A connection on which nothing moves is closed after this.
-const IDLE_WAIT: Duration = Duration::from_secs(75);
 /// Requests under way may take this long at the end.
 const DRAIN_WAIT: Duration = Duration::from_secs(10);
 
@@ -341,7 +338,8 @@ async fn listen(
     let slots = Arc::new(Semaphore::new(config.connections_max));
     let graceful = GracefulShutdown::new();
     let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_WAIT).max_buf_size(64 << 10);
+    // A head has its time limit in the stream; a peer that has sent everything and says so still gets its answer.
+    builder.timer(TokioTimer::new()).header_read_timeout(None).half_close(true).max_buf_size(64 << 10);
     let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()))
     else {
@@ -368,8 +366,18 @@ async fn listen(
                 };
                 // An answer is small and waited for.
                 drop(stream.set_nodelay(true));
-                let stream = TokioIo::new(Box::pin(IdleLimited::new(stream, IDLE_WAIT)));
-                let connection = builder.serve_connection(stream, TowerToHyperService::new(router.clone()));
+                let under_way = UnderWay::default();
+                let stream = TokioIo::new(Box::pin(TimeLimited::new(stream, under_way.clone())));
+                let router = TowerToHyperService::new(router.clone());
+                let service = service_fn(move |request| {
+                    let (answering, answer) = (under_way.begin(), router.call(request));
+                    async move {
+                        let answer = answer.await;
+                        drop(answering);
+                        answer
+                    }
+                });
+                let connection = builder.serve_connection(stream, service);
                 let connection = graceful.watch(connection);
                 tasks.spawn("connection", async move {
                     // A peer that goes away in the middle is its own business; what it had acknowledged is on disk.

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use axum::body::Body;
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, Query, State};
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{BytesRejection, JsonRejection};
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::guard::Identified;
@@ -61,6 +63,36 @@ pub(super) fn routes() -> Router<Site> {
         .route("/api/v1/markers", get(markers).post(mark))
         .route("/api/v1/senders", get(senders))
         .route("/api/v1/openapi.json", get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI_JSON)))
+}
+
+pub(super) async fn method_not_allowed() -> Refusal {
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this path does not take this method; see /api/v1/openapi.json")
+}
+
+/// The query string; a bad one is answered as every error is.
+#[derive(Debug)]
+struct Query<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let query = axum::extract::Query::from_request_parts(parts, state).await;
+        query.map(|q| Self(q.0)).map_err(|e| bad(e.body_text()))
+    }
+}
+
+/// The part of the path that is open; likewise.
+#[derive(Debug)]
+struct Path(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Path {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let path = axum::extract::Path::from_request_parts(parts, state).await;
+        path.map(|p| Self(p.0)).map_err(|e| bad(e.body_text()))
+    }
 }
 
 pub(super) async fn not_found() -> Refusal {
@@ -186,7 +218,7 @@ fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
 
-async fn quantiles(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn quantiles(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let asked: Vec<(String, Quantile)> = question
         .q
         .as_deref()
@@ -217,7 +249,7 @@ async fn quantiles(State(site): State<Site>, question: Query<Question>) -> Resul
     Ok(Json(json!({"points": points})))
 }
 
-async fn counts(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn counts(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let text = question.threshold.as_deref().ok_or_else(|| bad("threshold: expected a duration such as 137ms"))?;
     let threshold_us = parse_duration_us(text).map_err(|e| bad(format!("threshold: {e}")))?;
     let range = question.range(site.now())?;
@@ -241,7 +273,7 @@ async fn counts(State(site): State<Site>, question: Query<Question>) -> Result<J
     }))
 }
 
-async fn endpoints(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let asked = question.matcher();
     let list = site
         .look(move |scene| {
@@ -280,7 +312,7 @@ fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {
     }
 }
 
-async fn objectives(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn objectives(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let asked = question.matcher();
     let list = site
         .look(move |scene| {
@@ -291,7 +323,7 @@ async fn objectives(State(site): State<Site>, question: Query<Question>) -> Resu
     Ok(Json(json!({"objectives": list})))
 }
 
-async fn incidents(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn incidents(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let store = site.look(|scene| scene.store.clone()).await?;
     let all = tokio::task::spawn_blocking(move || store.incidents()).await.map_err(|e| broken(&e))?.map_err(|e| broken(&e))?;
     let wanted = |i: &&crate::incident::Incident| {
@@ -301,7 +333,7 @@ async fn incidents(State(site): State<Site>, question: Query<Question>) -> Resul
     Ok(Json(json!({"incidents": all.iter().filter(wanted).collect::<Vec<_>>()})))
 }
 
-async fn incident(State(site): State<Site>, Path(id): Path<String>) -> Result<Response, Refusal> {
+async fn incident(State(site): State<Site>, Path(id): Path) -> Result<Response, Refusal> {
     let wanted = id.clone();
     let found = site.look(move |scene| scene.store.incident(&wanted)).await?.map_err(|e| broken(&e))?;
     found.map(|i| Json(i).into_response()).ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "not_found", format!("no incident has the id {id}")))
@@ -314,11 +346,16 @@ async fn decide(site: &Site, command: Command) -> Result<Record, Refusal> {
     })
 }
 
-fn read<T>(body: Result<Json<T>, JsonRejection>) -> Result<T, Refusal> {
-    body.map(|Json(value)| value).map_err(|e| {
-        let status = if e.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE { e.status() } else { StatusCode::BAD_REQUEST };
-        Refusal::new(status, "bad_request", e.body_text())
-    })
+fn read<T: DeserializeOwned>(body: Result<Json<Value>, JsonRejection>) -> Result<T, Refusal> {
+    body.map_err(|e| Refusal::new(e.status(), "bad_request", e.body_text())).and_then(|Json(value)| object(value))
+}
+
+/// A struct can also be read from an array, by position: a body must not be.
+fn object<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
+    if !value.is_object() {
+        return Err(bad("the body is not an object"));
+    }
+    serde_json::from_value(value).map_err(|e| bad(e.to_string()))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -327,8 +364,10 @@ struct AckBody {
     by: String,
 }
 
-async fn ack(State(site): State<Site>, Path(id): Path<String>, body: axum::body::Bytes) -> Result<Json<Value>, Refusal> {
-    let AckBody { by } = if body.is_empty() { AckBody::default() } else { serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))? };
+async fn ack(State(site): State<Site>, Path(id): Path, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Refusal> {
+    let body = body.map_err(|e| Refusal::new(e.status(), "bad_request", e.body_text()))?;
+    let AckBody { by } = if body.is_empty() { AckBody::default() } else { serde_json::from_slice(&body).map_err(|e| bad(e.to_string())).and_then(object)? };
+    crate::endpoint::check_part("by", &by, false).map_err(|e| bad(e.to_string()))?;
     decide(&site, Command::Ack { at: site.now(), incident: id.clone(), by }).await?;
     Ok(Json(json!({"id": id, "acked": true})))
 }
@@ -354,8 +393,14 @@ fn time_of(name: &str, value: &Value) -> Result<Timestamp, Refusal> {
     Timestamp::parse(&text).map_err(|e| bad(format!("{name}: {e}")))
 }
 
-async fn silence(State(site): State<Site>, body: Result<Json<SilenceBody>, JsonRejection>) -> Result<Json<Value>, Refusal> {
-    let body = read(body)?;
+async fn silence(State(site): State<Site>, body: Result<Json<Value>, JsonRejection>) -> Result<Json<Value>, Refusal> {
+    let body: SilenceBody = read(body)?;
+    for (name, part) in [("env", &body.env), ("method", &body.method), ("route", &body.route)] {
+        crate::endpoint::check_part(name, part.as_deref().unwrap_or(""), false).map_err(|e| bad(e.to_string()))?;
+    }
+    for (name, part, required) in [("service", &body.service, true), ("comment", &body.comment, false), ("by", &body.by, false)] {
+        crate::endpoint::check_part(name, part, required).map_err(|e| bad(e.to_string()))?;
+    }
     let now = site.now();
     let from = body.from.as_ref().map_or(Ok(now), |v| time_of("from", v))?;
     let until = match (&body.until, &body.duration) {
@@ -398,7 +443,7 @@ async fn unsilence_by_query(site: State<Site>, Query(ById { id }): Query<ById>) 
     unsilence(site, Path(id)).await
 }
 
-async fn unsilence(State(site): State<Site>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
+async fn unsilence(State(site): State<Site>, Path(id): Path) -> Result<Json<Value>, Refusal> {
     decide(&site, Command::Unsilence(site.now(), id.clone())).await?;
     Ok(Json(json!({"id": id, "ended": true})))
 }
@@ -414,8 +459,8 @@ struct MarkerBody {
     version: String,
 }
 
-async fn mark(State(site): State<Site>, body: Result<Json<MarkerBody>, JsonRejection>) -> Result<Json<Value>, Refusal> {
-    let body = read(body)?;
+async fn mark(State(site): State<Site>, body: Result<Json<Value>, JsonRejection>) -> Result<Json<Value>, Refusal> {
+    let body: MarkerBody = read(body)?;
     let ts = body.ts.as_ref().map_or(Ok(site.now()), |v| time_of("ts", v))?;
     for (name, part) in [("service", &body.service), ("title", &body.title), ("version", &body.version)] {
         crate::endpoint::check_part(name, part, false).map_err(|e| bad(e.to_string()))?;
@@ -425,7 +470,7 @@ async fn mark(State(site): State<Site>, body: Result<Json<MarkerBody>, JsonRejec
     Ok(Json(json!(marker)))
 }
 
-async fn markers(State(site): State<Site>, question: Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn markers(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let all = site.look(|scene| scene.store.markers()).await?.map_err(|e| broken(&e))?;
     let wanted = |m: &&Marker| question.service.as_deref().is_none_or(|s| s == m.service || m.service.is_empty());
     Ok(Json(json!({"markers": all.iter().filter(wanted).collect::<Vec<_>>()})))
@@ -441,4 +486,21 @@ async fn senders(State(site): State<Site>) -> Result<Json<Value>, Refusal> {
         })
         .await?;
     Ok(Json(json!({"senders": list})))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_description_has_the_paths_that_are_served_and_no_others() {
+        let description: Value = serde_json::from_str(OPENAPI_JSON).unwrap();
+        let described: BTreeSet<&str> = description["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        let served: BTreeSet<&str> = PATHS.iter().copied().chain(["/metrics", "/livez", "/readyz"]).collect();
+        assert_eq!(described, served);
+        // Every reference leads somewhere.
+        for name in OPENAPI_JSON.split("\"#").skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(description.pointer(name).is_some(), "{name}");
+        }
+    }
 }

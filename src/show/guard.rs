@@ -51,7 +51,10 @@ fn check(site: &Site, method: &Method, path: &str, headers: &HeaderMap) -> Resul
 }
 
 fn scope_of(site: &Site, headers: &HeaderMap) -> Option<Scope> {
-    let given = headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
+    let (scheme, given) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return None;
+    }
     let hash: [u8; 32] = sha2::Sha256::digest(given.trim()).into();
     // All are compared, so that the time tells nothing.
     let found = site.tokens.iter().filter(|t| bool::from(t.hash.ct_eq(&hash))).map(|t| t.scope);
@@ -67,7 +70,7 @@ fn same_host(port: u16, headers: &HeaderMap) -> Result<(), Refusal> {
         _ => (host, Some(80)),
     };
     let name = name.trim_matches(['[', ']']);
-    let loopback = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let loopback = name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
     if loopback && given == Some(port) {
         return Ok(());
     }

@@ -118,6 +118,7 @@ pub fn router(site: Site) -> Router {
         .merge(metrics::routes())
         .merge(health::routes())
         .fallback(api::not_found)
+        .method_not_allowed_fallback(api::method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(site.clone(), guard::guard))
         .with_state(site)
 }

@@ -1,0 +1,17 @@
+//! The built server over HTTP: what it takes, what it answers, what it refuses, and that bad input leaves everything else as it was.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a test fails by panicking, waits on the real clock, and has one crate of modules"
+)]
+
+mod bad_input;
+mod commands;
+mod connections;
+mod description;
+mod reading;
+mod security;
+mod server;
+mod timings;
