@@ -115,7 +115,7 @@ fn the_validator_sees_what_is_wrong() {
 }
 
 #[test]
-fn real_answers_are_as_described_from_the_first_timing_to_a_resolved_incident() {
+fn real_answers_are_as_described_from_the_first_timing_to_an_acknowledged_incident() {
     let server = Server::start(CONFIG, &[]);
     let description = server.get("/api/v1/openapi.json");
     let d = Described { server, description };
