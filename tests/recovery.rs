@@ -4,7 +4,12 @@
 //! answers are thrown away, and batches acknowledged long ago are sent again. The load breaks and keeps four objectives in turn. One data directory lives through all.
 //! `SLOWBURN_KILLS=200` kills more often, `SLOWBURN_SEED` repeats a run's choices (not its timing).
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking and waits on the real clock")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::case_sensitive_file_extension_comparisons,
+    reason = "a test fails by panicking and waits on the real clock"
+)]
 
 #[path = "server/receivers.rs"]
 mod receivers;

@@ -1,5 +1,15 @@
 //! Replay says what live says, and what a naive evaluator says.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    unreachable_pub,
+    reason = "a test fails by panicking, counts little, and has one crate of modules"
+)]
+
 mod naive;
 mod virtual_server;
 

@@ -1,5 +1,7 @@
 //! The layers and the conventions that no compiler checks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -218,7 +218,7 @@ impl Engine {
                 return Ok(());
             }
             self.close_due()?;
-            self.look_after_the_disk();
+            self.look_after_the_disk()?;
         }
     }
 
@@ -385,10 +385,10 @@ impl Engine {
         Ok(())
     }
 
-    fn look_after_the_disk(&mut self) {
+    fn look_after_the_disk(&mut self) -> Result<(), keep::Error> {
         let now = self.clock.now();
         if now.0 - self.last_disk_look.0 < 1_000 {
-            return;
+            return Ok(());
         }
         self.last_disk_look = now;
         // What was refused is counted even when nothing else comes.
@@ -402,6 +402,7 @@ impl Engine {
                 warn!(free_bytes = free, full, "room on the disk");
             }
         }
+        Ok(())
     }
 }
 

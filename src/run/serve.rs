@@ -315,7 +315,9 @@ impl Reload {
         // What was decided while the lanes changed went to those before: it is owed still.
         let owed = self.handle.look(|machine, _| machine.judge.outbox().to_vec()).await.unwrap_or_default();
         if let Some(lanes) = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            owed.into_iter().for_each(|n| lanes.push(n));
+            for n in owed {
+                lanes.push(n);
+            }
         }
         info!(file = %file.display(), "the configuration was reloaded");
     }

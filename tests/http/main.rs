@@ -3,6 +3,9 @@
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
+    clippy::format_push_string,
+    clippy::match_same_arms,
+    clippy::large_stack_arrays,
     unreachable_pub,
     reason = "a test fails by panicking, waits on the real clock, and has one crate of modules"
 )]
