@@ -3,6 +3,7 @@
 //! A neighbour that is not installed is passed over with a notice; `SLOWBURN_REQUIRE_PEERS=1` makes that a failure (`.ci/run`).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_precision_loss, clippy::similar_names, reason = "counts far below 2^53; a server, what it served")]
 
 #[path = "peers/kit.rs"]
 mod kit;
