@@ -161,8 +161,7 @@ impl Ingest {
         let errors: Vec<_> = batch.errors.iter().map(|(index, reason)| json!({"index": index, "reason": reason})).collect();
         let (reply, answer) = oneshot::channel();
         if let Err(back) = self.door.submit(Submission { batch, identity, body, reply }) {
-            let shed = back.batch.items.iter().map(|i| i.tally.observed).sum();
-            self.refusals.add(Fate::Shed, shed);
+            self.refusals.add(Fate::Shed, back.batch.timings());
             return Err(Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many batches wait to be written: send this one again", 1));
         }
         let answer = answer.await.map_err(|_| Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the server stops: send this batch again", 1))?;

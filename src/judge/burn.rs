@@ -232,12 +232,17 @@ pub fn step(memory: Memory, look: &Look, sums: &Sums, end: Slot, window: &BurnWi
     }
 }
 
+/// The widths at which clearing is asked: the short window and its doublings, up to the long one.
+fn widths(window: &BurnWindow) -> impl Iterator<Item = u32> {
+    let (short, long) = (window.short_slots, window.long_slots);
+    std::iter::successors(Some(short), move |width| (*width < long).then(|| width.saturating_mul(2).min(long)))
+}
+
 /// Whether the share of bad requests is surely under the factor: over the short window or, where it has too few requests to say, over the shortest doubling of
-/// it that has enough, up to the long window.
+/// it that has enough.
 fn is_clear(sums: &Sums, end: Slot, window: &BurnWindow, budget_ppb: u64) -> bool {
     let limit = (window.factor() * ratio(budget_ppb)).min(1.0);
-    let mut width = window.short_slots;
-    loop {
+    for width in widths(window) {
         let sum = sums.window(end, width);
         if window.burns(sum.bad.weight, sum.total.weight, budget_ppb) {
             return false;
@@ -245,11 +250,8 @@ fn is_clear(sums: &Sums, end: Slot, window: &BurnWindow, budget_ppb: u64) -> boo
         if binomial_at_most(sum.bad.observed, sum.total.observed, limit) < CLEAR_ALPHA {
             return true;
         }
-        if width >= window.long_slots {
-            return false;
-        }
-        width = width.saturating_mul(2).min(window.long_slots);
     }
+    false
 }
 
 /// The first end after `end` at which the pair can say something else, if nothing more comes.
@@ -265,7 +267,8 @@ pub fn next_due(memory: Memory, sums: &Sums, end: Slot, window: &BurnWindow, bud
         }
         Memory::Firing { clear_since, long_clear_since } => {
             let after = |since: Option<Slot>, slots: u32| since.map(|s| Slot(s.0 + slots)).filter(|due| *due > end);
-            change().into_iter().chain(after(clear_since, window.short_slots)).chain(after(long_clear_since, window.long_slots)).min()
+            let changes = widths(window).filter_map(|width| sums.next_change(end, width));
+            changes.chain(after(clear_since, window.short_slots)).chain(after(long_clear_since, window.long_slots)).min()
         }
     }
 }
