@@ -47,6 +47,53 @@ pub struct Delta {
     /// Decisions, and what they depend on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub records: Vec<Record>,
+    /// In the archive only: what stood after this frame.
+    #[serde(skip)]
+    pub carried: Option<Carried>,
+}
+
+/// What stands at the end of an archived segment and cannot be told from what the archive keeps of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Carried {
+    judged_to: Option<Slot>,
+    fates: Fates,
+    senders: Senders,
+    in_flight_reports: u64,
+    details: u64,
+}
+
+impl Carried {
+    /// Goes on by a frame.
+    #[must_use]
+    pub fn after(mut self, delta: &Delta) -> Self {
+        if let Some(carried) = &delta.carried {
+            return carried.clone();
+        }
+        let mut keys = BatchKeys::restore(self.senders, Vec::new());
+        for committed in &delta.batches {
+            keys.apply(&Committed { key: None, ..committed.clone() });
+        }
+        for (total, more) in self.fates.iter_mut().zip(&delta.fates) {
+            *total += more;
+        }
+        let closed = delta.records.iter().filter_map(|r| if let Record::SlotClosed(closed) = r { Some(closed.end) } else { None });
+        Self {
+            judged_to: self.judged_to.into_iter().chain(closed).max(),
+            fates: self.fates,
+            senders: keys.into_senders(),
+            in_flight_reports: self.in_flight_reports + delta.in_flight.len() as u64,
+            details: self.details + delta.details.len() as u64,
+        }
+    }
+
+    /// As a section.
+    ///
+    /// # Panics
+    /// Never: its types are plain data.
+    #[must_use]
+    pub fn to_section(&self) -> Section {
+        Section { kind: Kind::CARRIED, bytes: postcard::to_stdvec(self).expect("plain data") }
+    }
 }
 
 fn is_zero(fates: &Fates) -> bool {
@@ -111,11 +158,24 @@ impl Delta {
                 Kind::IN_FLIGHT => binary(bytes).map(|v| delta.in_flight = v).ok_or("requests in flight"),
                 Kind::OUTCOMES => binary(bytes).map(|v| delta.fates = v).ok_or("outcomes"),
                 Kind::RECORDS => serde_json::from_slice(bytes).map(|v| delta.records = v).map_err(|_| "records"),
+                Kind::CARRIED => binary(bytes).map(|v| delta.carried = Some(v)).ok_or("carried sums"),
                 _ => Ok(()),
             };
             read.map_err(|section| FrameError { position: frame.position, section })?;
         }
         Ok(delta)
+    }
+
+    /// A time at or before which it was written, if it tells one.
+    #[must_use]
+    pub fn at(&self) -> Option<Timestamp> {
+        let of = |record: &Record| match record {
+            Record::SlotClosed(closed) => Some(closed.end.end()),
+            Record::Started { at } | Record::Configured { at, .. } | Record::Delivered { at, .. } | Record::Unsilenced { at, .. } => Some(*at),
+            Record::Acked { ack, .. } => Some(ack.at),
+            Record::Silenced(_) | Record::Marked(_) => None,
+        };
+        self.records.iter().filter_map(of).chain(self.batches.iter().map(|b| b.answer.at)).min()
     }
 }
 
@@ -124,7 +184,7 @@ impl Delta {
 pub struct Effects {
     /// Minutes whose rows leave memory for history.
     pub closed: Vec<ClosedMinute>,
-    /// Up to where minutes were closed before, and are now, when that moved.
+    /// Up to where minutes were closed before, and are now; equal when a slot was closed and no minute.
     pub closed_to: Option<(Timestamp, Timestamp)>,
     /// Incidents that moved.
     pub incidents: Vec<Incident>,
@@ -295,7 +355,7 @@ impl Machine {
                     let judge = &self.judge;
                     effects.closed.extend(self.open.close_minutes(closed.end, |id| judge.has_rules(id)));
                     let (from, after) = (effects.closed_to.map_or(before, |c| c.0), self.history_to());
-                    effects.closed_to = (after > from).then_some((from, after));
+                    effects.closed_to = Some((from, after));
                 }
                 Record::Configured { .. } => {
                     self.counting = self.catalogue.entries().iter().map(|e| self.counting_of(&e.key)).collect();
@@ -306,7 +366,19 @@ impl Machine {
                 _ => {}
             }
         }
+        if let Some(carried) = &delta.carried {
+            self.carry(carried);
+        }
         effects
+    }
+
+    fn carry(&mut self, carried: &Carried) {
+        if let Some(end) = carried.judged_to {
+            self.judge.apply(&Record::SlotClosed(judge::SlotClosed { end, ..judge::SlotClosed::default() }));
+        }
+        self.fates = carried.fates;
+        self.keys.set_senders(carried.senders.clone());
+        (self.in_flight_reports, self.details) = (carried.in_flight_reports, carried.details);
     }
 
     /// Up to where minutes are closed: their rows are in history, but for what comes late.

@@ -292,6 +292,17 @@ impl BatchKeys {
         self.senders.clone()
     }
 
+    /// Puts other senders in the place of those known.
+    pub fn set_senders(&mut self, senders: Senders) {
+        self.senders = senders;
+    }
+
+    /// The senders alone.
+    #[must_use]
+    pub fn into_senders(self) -> Senders {
+        self.senders
+    }
+
     /// From the snapshot's senders and the index's keys.
     #[must_use]
     pub fn restore(senders: Senders, keys: Vec<(u128, Answered)>) -> Self {

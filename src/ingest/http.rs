@@ -169,11 +169,10 @@ impl Ingest {
 
     async fn commit(&self, batch: Batch, identity: Identity, body: u64) -> Result<Response, Refusal> {
         let (accepted, rejected) = (batch.accepted, batch.rejected);
-        let timings = timings_of(&batch);
         let errors: Vec<_> = batch.errors.iter().map(|(index, reason)| json!({"index": index, "reason": reason})).collect();
         let (reply, answer) = oneshot::channel();
         if let Err(back) = self.door.submit(Submission { batch, identity, body, reply }) {
-            self.refusals.add(Fate::Shed, timings_of(&back.batch));
+            self.refusals.add(Fate::Shed, back.batch.timings());
             return Err(Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many batches wait to be written: send this one again", 1));
         }
         let answer = answer.await.map_err(|_| Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the server stops: send this batch again", 1))?;
@@ -187,7 +186,6 @@ impl Ingest {
                 json!({"accepted": accepted, "rejected": rejected, "errors": errors, "duplicate": true})
             }
             Answer::OtherBody => {
-                self.refusals.add(Fate::Malformed, timings);
                 return Err(Refusal::new(
                     StatusCode::UNPROCESSABLE_ENTITY,
                     "other_body",
@@ -195,7 +193,6 @@ impl Ingest {
                 ));
             }
             Answer::KeysFull => {
-                self.refusals.add(Fate::Shed, timings);
                 return Err(Refusal::later(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "keys_full",
@@ -206,12 +203,6 @@ impl Ingest {
         };
         Ok(axum::Json(body).into_response())
     }
-}
-
-/// How many timings a body held, refused ones too.
-#[must_use]
-pub fn timings_of(batch: &Batch) -> u64 {
-    batch.items.iter().map(|i| i.tally.observed).sum::<u64>() + batch.rejected
 }
 
 fn format_of(headers: &HeaderMap) -> Result<Format, Refusal> {

@@ -128,3 +128,11 @@ pub struct Batch {
     /// Refused timings by fate.
     pub refused: Fates,
 }
+
+impl Batch {
+    /// All timings in it, taken or refused.
+    #[must_use]
+    pub fn timings(&self) -> u64 {
+        self.items.iter().map(|i| i.tally.observed).chain(self.refused).sum()
+    }
+}

@@ -145,7 +145,10 @@ impl Rule {
         }
         let sum = self.sum_of(cell);
         self.sums.add(slot, sum);
-        self.add_hour(slot, sum);
+        // The budget counts whole hours: of the hour in which it was promised history does not keep apart what came after.
+        if slot.0 / SLOTS_AN_HOUR >= self.promise.since.0.div_ceil(SLOTS_AN_HOUR) {
+            self.add_hour(slot, sum);
+        }
         // Good requests alone start nothing: they only lower what burns.
         sum.bad.observed > 0 || self.memories.iter().any(|m| m.is_firing())
     }
@@ -330,8 +333,10 @@ impl Rule {
 
     /// Goes on where the same promise stood before a reload; windows that changed begin anew.
     pub(super) fn take_over(&mut self, old: Self) {
-        self.sums = old.sums;
-        self.hours = old.hours;
+        // What came before it was promised does not count, and a rebuild would not count it.
+        if old.promise.since == self.promise.since {
+            (self.sums, self.hours) = (old.sums, old.hours);
+        }
         self.incident = old.incident;
         for (i, memory) in self.memories.iter_mut().enumerate() {
             if old.promise.windows.get(i) == self.promise.windows.get(i) && old.promise.target_ppb == self.promise.target_ppb {

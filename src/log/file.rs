@@ -15,7 +15,7 @@ use super::record::{Decoded, Frame, HEADER_BYTES, Kind, Position, Section, decod
 const MAGIC: [u8; 8] = *b"SBLOG\0\0\x01";
 const HEAD_BYTES: usize = 16;
 
-/// A segment is followed by a new one when it has passed this.
+/// A segment is followed by a new one when it has passed this, if nothing else was said ([`Log::in_segments_of`]).
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Why the log cannot be used.
@@ -85,6 +85,7 @@ pub struct Log {
     segment: File,
     segment_path: PathBuf,
     segment_bytes: u64,
+    segment_bytes_max: u64,
     next: Position,
     buffer: Vec<u8>,
 }
@@ -116,12 +117,18 @@ impl Log {
             segment.set_len(end as u64).map_err(io_error("cannot truncate", path))?;
             segment.sync_all().map_err(io_error("cannot sync", path))?;
         }
-        Ok((Self { dir, segment, segment_path: path.clone(), segment_bytes: end as u64, next, buffer: Vec::new() }, torn))
+        Ok((Self { dir, segment, segment_path: path.clone(), segment_bytes: end as u64, segment_bytes_max: SEGMENT_BYTES, next, buffer: Vec::new() }, torn))
     }
 
     fn create(dir: PathBuf, first: Position) -> Result<Self, Error> {
         let (segment, segment_path) = create_segment(&dir, first)?;
-        Ok(Self { dir, segment, segment_path, segment_bytes: HEAD_BYTES as u64, next: first, buffer: Vec::new() })
+        Ok(Self { dir, segment, segment_path, segment_bytes: HEAD_BYTES as u64, segment_bytes_max: SEGMENT_BYTES, next: first, buffer: Vec::new() })
+    }
+
+    /// It with segments of another size.
+    #[must_use]
+    pub fn in_segments_of(self, segment_bytes_max: u64) -> Self {
+        Self { segment_bytes_max, ..self }
     }
 
     /// The position that the next frame gets.
@@ -163,7 +170,7 @@ impl Log {
         failpoint::pass("after fdatasync");
         self.segment_bytes += self.buffer.len() as u64;
         self.buffer.clear();
-        if self.segment_bytes >= SEGMENT_BYTES {
+        if self.segment_bytes >= self.segment_bytes_max {
             (self.segment, self.segment_path) = create_segment(&self.dir, self.next)?;
             self.segment_bytes = HEAD_BYTES as u64;
         }
@@ -278,18 +285,18 @@ impl Reader {
         Self::open(data_dir, "log", from, true)
     }
 
-    /// The frames of `data_dir/archive`, which keeps what has no counts, so positions have holes.
+    /// The frames of `data_dir/archive` from a segment's first position on. It keeps what has no counts, so positions have holes.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn archive(data_dir: &Path) -> Result<Self, Error> {
-        Self::open(data_dir, "archive", Position(0), false)
+    pub fn archive(data_dir: &Path, from: Position) -> Result<Self, Error> {
+        Self::open(data_dir, "archive", from, false)
     }
 
     fn open(data_dir: &Path, folder: &str, from: Position, dense: bool) -> Result<Self, Error> {
         let mut all = segments(&data_dir.join(folder))?;
-        let keep = if dense { all.partition_point(|(first, _)| *first <= from).saturating_sub(1) } else { 0 };
-        all.drain(..keep);
+        let before = all.partition_point(|(first, _)| *first <= from).saturating_sub(1);
+        all.drain(..before);
         Ok(Self {
             data_dir: data_dir.to_owned(),
             segments: all.into_iter(),
@@ -348,27 +355,39 @@ impl Iterator for Reader {
     }
 }
 
-/// Moves the frames of a closed segment into `archive/` without the sections that `forget` names, then deletes the segment.
+/// The frames of the archive, then those of the log. A segment that a crash left in both counts once, as the log has it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn archive_and_log(data_dir: &Path) -> Result<impl Iterator<Item = Result<Frame, Error>>, Error> {
+    let first = segments(&data_dir.join("log"))?.first().map_or(Position(u64::MAX), |s| s.0);
+    let archived = Reader::archive(data_dir, Position(0))?.filter(move |f| f.as_ref().map_or(true, |f| f.position < first));
+    Ok(archived.chain(Reader::log(data_dir, Position(0))?))
+}
+
+/// Moves the frames of a closed segment into `archive/`, each with the sections that `kept` keeps of it or gives it, then deletes the segment. `kept` is told which frame
+/// is the last.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Damaged`]; the segment is then still there.
-pub fn archive_segment(data_dir: &Path, path: &Path, forget: impl Fn(&Section) -> bool) -> Result<(), Error> {
+pub fn archive_segment<E: From<Error>>(data_dir: &Path, path: &Path, mut kept: impl FnMut(Frame, bool) -> Result<Vec<Section>, E>) -> Result<(), E> {
     let (contents, dir) = (read_segment(path)?, data_dir.join("archive"));
     check_head(&contents, path)?;
     let first = Position(u64::from_le_bytes(contents[8..HEAD_BYTES].try_into().expect("a head has 16 bytes")));
     let (mut out, mut at) = (head(first).to_vec(), HEAD_BYTES);
     while at < contents.len() {
-        let Decoded::Frame(frame, len) = decode(&contents[at..]) else { return Err(damaged(path, at, first, data_dir)) };
+        let Decoded::Frame(frame, len) = decode(&contents[at..]) else { return Err(damaged(path, at, first, data_dir).into()) };
         at += len;
-        let kept: Vec<Section> = frame.sections.into_iter().filter(|s| !forget(s)).collect();
-        if !kept.is_empty() {
-            encode(&mut out, frame.position, &kept);
+        let position = frame.position;
+        let sections = kept(frame, at == contents.len())?;
+        if !sections.is_empty() {
+            encode(&mut out, position, &sections);
         }
     }
     fs::create_dir_all(&dir).map_err(io_error("cannot create", &dir))?;
     super::snapshot::write_whole(&segment_path(&dir, first), &out)?;
     fs::remove_file(path).map_err(io_error("cannot remove", path))?;
-    sync_dir(&data_dir.join("log"))
+    Ok(sync_dir(&data_dir.join("log"))?)
 }
 
 /// Sets a damaged segment aside (as `.damaged`) and writes it again without the frames from `from` to the next readable one, with a gap frame in their place.

@@ -39,6 +39,8 @@ impl Kind {
     pub const RECORDS: Self = Self(6);
     /// How many timings ended in which outcome of ingest (postcard).
     pub const OUTCOMES: Self = Self(7);
+    /// In the archive, at the end of each segment: sums up to there that follow from sections which the archive forgets (postcard).
+    pub const CARRIED: Self = Self(9);
     /// Frames that a repair gave up, up to and with the position inside (u64).
     pub const GAP: Self = Self(8);
 }

@@ -15,12 +15,13 @@ use crate::history::files::{self, Files};
 use crate::history::query::Kept;
 use crate::history::slots::Row;
 use crate::history::store::{self, Store};
-use crate::judge::{Promises, Record};
+use crate::ingest::batch_keys::KEEP_MS;
+use crate::judge::{Promise, Promises, Record};
 use crate::log::file::{self, Log, Reader, Torn};
 use crate::log::record::{Kind, Position, Section};
 use crate::log::snapshot;
-use crate::machine::{Delta, Effects, FrameError, Machine};
-use crate::time::{Slot, Tier, Timestamp};
+use crate::machine::{Carried, Delta, Effects, FrameError, Machine};
+use crate::time::{SLOT_MS, Slot, Tier, Timestamp};
 
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,8 @@ pub struct Keeper {
     pub snapshot_every_ms: i64,
     last_snapshot: Timestamp,
     last_sweep: Timestamp,
+    /// The time that the log tells first from a position on, as looked up last.
+    dated: Option<(Position, Timestamp)>,
 }
 
 /// How long things are kept, in milliseconds.
@@ -133,6 +136,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
         snapshot_every_ms: 60_000,
         last_snapshot: now,
         last_sweep: Timestamp(0),
+        dated: None,
     };
     let restored = match newest {
         Some((position, bytes)) if keeper.store.applied()? >= position => {
@@ -196,8 +200,17 @@ impl Keeper {
     /// Since when each tier is complete, as of now.
     #[must_use]
     pub fn kept(&self, machine: &Machine, now: Timestamp) -> Kept {
-        let floor = |tier: Tier, keep_ms: i64| tier.period_of(Timestamp((now.0 - keep_ms).max(0)));
-        Kept { minutes_from: floor(Tier::Hour, self.keep_minutes_ms), hours_from: floor(Tier::Day, self.keep_hours_ms), closed_to: machine.history_to() }
+        Kept { minutes_from: self.kept_from(Tier::Minute, now), hours_from: self.kept_from(Tier::Hour, now), closed_to: machine.history_to() }
+    }
+
+    /// Since when a tier is complete: from a whole period of the next coarser one, which answers for what was before.
+    fn kept_from(&self, tier: Tier, now: Timestamp) -> Timestamp {
+        let back = |keep_ms: i64| Timestamp((now.0 - keep_ms).max(0));
+        match tier {
+            Tier::Minute => Tier::Hour.period_of(back(self.keep_minutes_ms)),
+            Tier::Hour => Tier::Day.period_of(back(self.keep_hours_ms)),
+            Tier::Day => Timestamp(0),
+        }
     }
 
     /// Writes what a frame brought about. Under the frame's name, so it may be called again for the same frame.
@@ -314,32 +327,58 @@ impl Keeper {
     }
 
     fn sweep(&mut self, now: Timestamp) -> Result<(), Error> {
-        for (tier, keep_ms) in [(Tier::Minute, self.keep_minutes_ms), (Tier::Hour, self.keep_hours_ms)] {
-            let before = Timestamp(now.0 - keep_ms);
+        for tier in [Tier::Minute, Tier::Hour] {
+            let before = self.kept_from(tier, now);
             for path in self.files.forget(tier, before)? {
                 info!(path = %path.display(), "history older than its retention was deleted");
             }
-            self.store.forget_blocks(tier, tier.period_of(before))?;
+            self.store.forget_blocks(tier, before)?;
         }
         self.archive(now)
     }
 
-    /// Moves old segments of the log to the archive, which keeps what was decided and forgets what was counted.
-    fn archive(&self, now: Timestamp) -> Result<(), Error> {
+    /// Moves old segments of the log to the archive, which keeps what was decided and forgets what was counted. A segment is as old as what follows it.
+    fn archive(&mut self, now: Timestamp) -> Result<(), Error> {
         let segments = file::segments(&self.data_dir.join("log"))?;
         let known = snapshot::list(&self.data_dir)?;
         let Some((safe, _)) = known.first().filter(|_| known.len() >= 2) else { return Ok(()) };
         for pair in segments.windows(2) {
             let ((_, path), (next_first, _)) = (&pair[0], &pair[1]);
-            let written = fs::metadata(path).and_then(|m| m.modified()).map_err(file::io_error("cannot read", path))?;
-            let written_ms = written.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
-            if next_first > safe || written_ms + self.keep_log_ms > now.0 {
+            if next_first > safe || self.dated_from(*next_first)?.is_none_or(|at| at.0 + self.keep_log_ms > now.0) {
                 break;
             }
-            file::archive_segment(&self.data_dir, path, is_forgettable)?;
+            let mut carried = self.carried()?;
+            file::archive_segment(&self.data_dir, path, |frame, is_last| {
+                carried = std::mem::take(&mut carried).after(&Delta::from_frame(&frame)?);
+                let kept = frame.sections.into_iter().filter(|s| !is_forgettable(s));
+                Ok::<_, Error>(kept.chain(is_last.then(|| carried.to_section())).collect())
+            })?;
             info!(path = %path.display(), "a segment of the log was archived without its counts");
         }
         Ok(())
+    }
+
+    fn dated_from(&mut self, position: Position) -> Result<Option<Timestamp>, Error> {
+        if self.dated.is_none_or(|(known, _)| known != position) {
+            self.dated = None;
+            for frame in Reader::log(&self.data_dir, position)? {
+                if let Some(at) = Delta::from_frame(&frame?)?.at() {
+                    self.dated = Some((position, at));
+                    break;
+                }
+            }
+        }
+        Ok(self.dated.map(|(_, at)| at))
+    }
+
+    /// What the newest segment of the archive carries on.
+    fn carried(&self) -> Result<Carried, Error> {
+        let newest = file::segments(&self.data_dir.join("archive"))?.last().map_or(Position(0), |s| s.0);
+        let mut carried = Carried::default();
+        for frame in Reader::archive(&self.data_dir, newest)? {
+            carried = carried.after(&Delta::from_frame(&frame?)?);
+        }
+        Ok(carried)
     }
 
     /// Builds index and state from what they follow from.
@@ -355,17 +394,19 @@ impl Keeper {
         }
         let reader = self.reader();
         for tier in Tier::ALL {
-            for block in reader.blocks(tier)? {
-                self.store.put_block(&block)?;
+            for block in reader.blocks(tier)?.iter().filter(|b| b.period >= self.kept_from(tier, now)) {
+                self.store.put_block(block)?;
             }
         }
         let mut machine = Machine::new(Promises::none(15_000), limits);
         machine.begin_rebuild();
         let data_dir = self.data_dir.clone();
         let first_counted = file::segments(&data_dir.join("log"))?.first().map_or(Position(1), |s| s.0);
-        for frame in Reader::archive(&data_dir)?.chain(Reader::log(&data_dir, Position(0))?) {
+        for frame in file::archive_and_log(&data_dir)? {
             let frame = frame?;
-            let delta = Delta::from_frame(&frame)?;
+            let mut delta = Delta::from_frame(&frame)?;
+            // Keys that have run out are not asked for again.
+            delta.batches.retain(|b| b.key.is_none() || b.answer.at.0 + KEEP_MS >= now.0);
             let mut effects = machine.apply(frame.position, &delta);
             if frame.position < first_counted {
                 // Its counts are long in history.
@@ -386,7 +427,9 @@ impl Keeper {
         let (reader, end) = (self.reader(), machine.history_to());
         let all = |tier: Tier, from: Timestamp, to: Timestamp| self.store.blocks(tier, from, to);
         // Rings of windows reach back 3 days and more; minutes are kept for longer.
-        let windows_ms = machine.judge.promises().endpoints.iter().flat_map(|e| &e.promises).map(|p| i64::from(p.longest_slots()) * 10_000).max().unwrap_or(0);
+        let promised = || machine.judge.promises().endpoints.iter().flat_map(|e| &e.promises);
+        let longest_ms = |slots: fn(&Promise) -> u32| promised().map(slots).max().map_or(0, |s| i64::from(s) * SLOT_MS);
+        let (windows_ms, period_ms) = (longest_ms(Promise::longest_slots), longest_ms(|p| p.period_slots));
         let minutes_from = Tier::Hour.period_of(Timestamp((end.0 - windows_ms - 3_600_000).max(0)));
         for block in all(Tier::Minute, minutes_from, end)? {
             let first = Slot::containing(block.period);
@@ -396,7 +439,7 @@ impl Keeper {
                 }
             }
         }
-        for block in all(Tier::Hour, Timestamp((end.0 - 32 * 86_400_000).max(0)), minutes_from)? {
+        for block in all(Tier::Hour, Tier::Hour.period_of(Timestamp((end.0 - period_ms - 3_600_000).max(0))), minutes_from)? {
             for row in reader.rows_where(&block, |id| machine.judge.has_rules(id))? {
                 machine.judge.count_past_hour(row.endpoint, Slot::containing(block.period), &row.cell);
             }
@@ -422,11 +465,11 @@ fn merge_rows(into: &mut BTreeMap<EndpointId, Row>, rows: &[Row]) {
     }
 }
 
-/// What the archive does not keep: counts and what hangs on single timings, keys that have run out, slot ends at which nothing was said.
+/// What the archive does not keep: counts and what hangs on single timings, keys that have run out, slot ends at which nothing was said, sums that are carried.
 fn is_forgettable(section: &Section) -> bool {
     const IDLE: &[u8] = b"[{\"slot_closed\":{\"end\":";
     let idle = || section.bytes.strip_prefix(IDLE).is_some_and(|rest| rest.ends_with(b"}}]") && rest[..rest.len() - 3].iter().all(u8::is_ascii_digit));
-    matches!(section.kind, Kind::COUNTS | Kind::DETAILS | Kind::IN_FLIGHT | Kind::BATCHES) || (section.kind == Kind::RECORDS && idle())
+    matches!(section.kind, Kind::COUNTS | Kind::DETAILS | Kind::IN_FLIGHT | Kind::BATCHES | Kind::OUTCOMES) || (section.kind == Kind::RECORDS && idle())
 }
 
 #[cfg(test)]

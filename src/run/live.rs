@@ -17,8 +17,8 @@ use super::keep::{self, Keeper};
 use crate::incident::Notification;
 use crate::ingest::batch_keys::{Answered, Committed, Identity, Known};
 use crate::ingest::commit::{Answer, Door, Submission};
-use crate::ingest::http::{Refusals, timings_of};
-use crate::ingest::{Batch, Fate};
+use crate::ingest::http::Refusals;
+use crate::ingest::{Batch, Fate, Fates};
 use crate::judge::{Command, Record, Refusal, SlotClosed};
 use crate::log::failpoint;
 use crate::log::file::Log;
@@ -271,7 +271,8 @@ impl Engine {
     fn commit_batches(&mut self, group: Vec<Submission>) -> Result<(), keep::Error> {
         let now = self.clock.now();
         let (mut taken, mut again, mut answered): (Vec<(Submission, Option<Committed>)>, Vec<_>, Vec<_>) = Default::default();
-        let (mut repeated, mut conflicts) = (0_u64, Vec::new());
+        let mut fates = Fates::default();
+        let mut conflicts = Vec::new();
         let mut in_group = HashSet::new();
         for submission in group {
             match self.machine.keys.look(&submission.identity, submission.body) {
@@ -289,7 +290,7 @@ impl Engine {
                     }
                 }
                 Known::Repeat(first) => {
-                    repeated += timings_of(&submission.batch);
+                    fates[Fate::Duplicate as usize] += submission.batch.timings();
                     answered.push((submission.reply, Answer::Duplicate(first.map(|a| (a.accepted, a.rejected)))));
                 }
                 Known::OtherBody => {
@@ -297,16 +298,19 @@ impl Engine {
                         conflicts.extend(committed(&submission, now));
                         warn!(sender = sender.id, "one sequence number came with two bodies: two processes use this sender's name");
                     }
+                    fates[Fate::Malformed as usize] += submission.batch.timings();
                     answered.push((submission.reply, Answer::OtherBody));
                 }
-                Known::Full => answered.push((submission.reply, Answer::KeysFull)),
+                Known::Full => {
+                    fates[Fate::Shed as usize] += submission.batch.timings();
+                    answered.push((submission.reply, Answer::KeysFull));
+                }
             }
         }
         let batches: Vec<&Batch> = taken.iter().map(|(s, _)| &s.batch).collect();
         let mut delta = self.machine.fold(&batches, &mut Vec::new());
-        delta.fates[Fate::Duplicate as usize] += repeated;
-        for (total, refused) in delta.fates.iter_mut().zip(self.refusals.take()) {
-            *total += refused;
+        for (total, more) in delta.fates.iter_mut().zip(fates.into_iter().zip(self.refusals.take()).map(|(a, b)| a + b)) {
+            *total += more;
         }
         for sender in taken.iter().filter_map(|(_, c)| c.as_ref().and_then(|c| c.sender.as_ref())) {
             let known = self.machine.keys.senders().get(&sender.id);

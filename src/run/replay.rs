@@ -13,7 +13,7 @@ use crate::incident::{Event, Marker, Transition};
 use crate::ingest::admission::{Admission, PAST_MS, TimeLimits};
 use crate::ingest::json::{self, Ts};
 use crate::judge::{Command, Promises, Record};
-use crate::log::file::{self, Reader};
+use crate::log::file;
 use crate::log::record::Position;
 use crate::machine::{Delta, Destination, FrameError, Machine};
 use crate::time::{Slot, TIMESTAMP_MS_MAX, Timestamp};
@@ -324,13 +324,17 @@ impl<'a, W: Write> Replay<'a, W> {
     /// # Errors
     /// [`Error::Log`] and [`Error::Frame`].
     pub fn log(&mut self, data_dir: &Path, mut progress: impl FnMut(u64)) -> Result<(), Error> {
-        for frame in Reader::archive(data_dir)? {
-            // Before the counts begin, what was decided is taken as it stands.
-            self.apply(&Delta::from_frame(&frame?)?);
-        }
-        for frame in Reader::log(data_dir, Position(0))? {
-            self.frame(&Delta::from_frame(&frame?)?)?;
-            progress(1);
+        let first_counted = file::segments(&data_dir.join("log"))?.first().map_or(Position(0), |s| s.0);
+        for frame in file::archive_and_log(data_dir)? {
+            let frame = frame?;
+            let delta = Delta::from_frame(&frame)?;
+            if frame.position < first_counted {
+                // Before the counts begin, what was decided is taken as it stands.
+                self.apply(&delta);
+            } else {
+                self.frame(&delta)?;
+                progress(1);
+            }
         }
         Ok(())
     }
@@ -378,7 +382,7 @@ pub struct ExportLine {
 /// [`Error`].
 pub fn export(data_dir: &Path, mut out: impl Write) -> Result<u64, Error> {
     let mut frames = 0;
-    for frame in Reader::archive(data_dir)?.chain(Reader::log(data_dir, Position(0))?) {
+    for frame in file::archive_and_log(data_dir)? {
         let frame = frame?;
         let line = ExportLine { frame: frame.position.0, delta: Delta::from_frame(&frame)? };
         serde_json::to_writer(&mut out, &line).map_err(|e| Error::Write(e.into()))?;

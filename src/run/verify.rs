@@ -32,7 +32,7 @@ pub struct Report {
 pub fn verify(data_dir: &Path) -> Result<Report, keep::Error> {
     let _lock = keep::lock(data_dir)?;
     let mut report = Report::default();
-    for frame in Reader::archive(data_dir)?.chain(Reader::log(data_dir, Position(0))?) {
+    for frame in Reader::archive(data_dir, Position(0))?.chain(Reader::log(data_dir, Position(0))?) {
         match frame {
             Ok(frame) => {
                 report.frames += 1;

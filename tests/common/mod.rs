@@ -1,0 +1,210 @@
+//! A server without sockets: the real engine on its own thread, the real router, and a clock that the test moves. Months take seconds.
+
+#![allow(unreachable_pub, dead_code, reason = "each test takes what it needs")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use slowburn::config::Config;
+use slowburn::endpoint::PathTemplates;
+use slowburn::history::catalogue::Limits;
+use slowburn::ingest::http::{Ingest, Refusal, Refusals};
+use slowburn::judge::{self, Command, Promises, Record};
+use slowburn::notify::outbox::LaneStatus;
+use slowburn::run::clock::Clock;
+use slowburn::run::keep::{self, Retention};
+use slowburn::run::live::{self, Gauges, Handle};
+use slowburn::show::{self, Answer, Look, Scene, Site, Source};
+use slowburn::time::Timestamp;
+use tower::ServiceExt as _;
+
+pub const LIMITS: Limits = Limits { per_service: 50, total: 200, marked_critical_per_service: 5 };
+pub const DAY: i64 = 86_400_000;
+pub const HOUR: i64 = 3_600_000;
+pub const MINUTE: i64 = 60_000;
+
+/// Nothing here is about a power cut, so the data may lie in memory where there is such a place.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() { copy(&entry.path(), &target) } else { assert!(fs::copy(entry.path(), target).is_ok()) }
+    }
+}
+
+pub fn promises(text: &str) -> Promises {
+    Config::parse("test.toml", text).unwrap().promises
+}
+
+/// splitmix64: the same numbers from the same seed, on every machine.
+#[derive(Clone)]
+pub struct Chance(pub u64);
+
+impl Chance {
+    /// From `SLOWBURN_SEED`, else the given one; printed.
+    pub fn seeded(test: &str, seed: u64) -> Self {
+        let seed = std::env::var("SLOWBURN_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(seed);
+        println!("{test}: seed {seed} (SLOWBURN_SEED sets it)");
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From 0 to below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+struct Direct {
+    handle: Handle,
+    clock: Arc<Clock>,
+}
+
+impl Source for Direct {
+    fn look(&self, look: Look) -> Result<(), Refusal> {
+        let clock = Arc::clone(&self.clock);
+        let seen = self.handle.send_look(Box::new(move |machine, keeper| {
+            look(&Scene { machine, store: &keeper.store, kept: keeper.kept(machine, clock.now()) });
+        }));
+        seen.map_err(|_| show::stopping())
+    }
+
+    fn decide(&self, command: Command) -> Answer<Result<Record, judge::Refusal>> {
+        let handle = self.handle.clone();
+        Box::pin(async move { handle.decide(command).await.map_err(|_| show::stopping()) })
+    }
+
+    fn lanes(&self) -> Vec<LaneStatus> {
+        Vec::new()
+    }
+
+    fn work(&self) -> [u64; 4] {
+        [0; 4]
+    }
+}
+
+pub struct Server {
+    pub dir: PathBuf,
+    pub clock: Arc<Clock>,
+    handle: Handle,
+    engine: JoinHandle<Result<(), keep::Error>>,
+    router: Router,
+    runtime: tokio::runtime::Runtime,
+    _lock: fs::File,
+}
+
+impl Server {
+    pub fn start(dir: &Path, retention: Retention, segment_bytes: u64, now: Timestamp) -> Self {
+        let opened = keep::open(dir, LIMITS, retention, now, false).unwrap();
+        let clock = Arc::new(Clock::by_hand(now));
+        let refusals = Arc::new(Refusals::default());
+        let disk_full = Arc::new(AtomicBool::new(false));
+        let (engine, handle) = live::engine(
+            opened.machine,
+            opened.log.in_segments_of(segment_bytes),
+            opened.keeper,
+            Arc::clone(&clock),
+            100,
+            0,
+            Arc::clone(&refusals),
+            Arc::clone(&disk_full),
+            Arc::new(Gauges::default()),
+            drop,
+        );
+        let engine = std::thread::spawn(move || engine.run());
+        let now = Arc::clone(&clock);
+        let site = Site {
+            source: Arc::new(Direct { handle: handle.clone(), clock: Arc::clone(&clock) }),
+            reader: slowburn::history::files::Reader::new(dir),
+            ingest: Ingest {
+                door: handle.door(),
+                templates: Arc::new(PathTemplates::default()),
+                now: Arc::new(move || now.now()),
+                body_bytes_max: 1 << 20,
+                disk_full,
+                refusals,
+            },
+            tokens: Arc::new([]),
+            port: 0,
+            loopback: true,
+            exported_endpoints_max: 100,
+            ready: Arc::new(AtomicBool::new(true)),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self { dir: dir.to_owned(), clock, handle, engine, router: show::router(site), runtime, _lock: opened.lock }
+    }
+
+    /// Moves the clock and waits until everything that is due then is done and on disk.
+    pub fn at(&self, now: Timestamp) {
+        self.clock.move_to(now);
+        // The engine closes what is due after each input: after the second all of it is done.
+        for _ in 0..2 {
+            self.runtime.block_on(self.handle.look(|_, _| ())).unwrap();
+        }
+    }
+
+    pub fn decide(&self, command: Command) -> Result<Record, judge::Refusal> {
+        self.runtime.block_on(self.handle.decide(command)).unwrap()
+    }
+
+    pub fn look<T: Send + 'static>(&self, look: impl FnOnce(&slowburn::machine::Machine) -> T + Send + 'static) -> T {
+        self.runtime.block_on(self.handle.look(move |machine, _| look(machine))).unwrap()
+    }
+
+    pub fn call(&self, request: Request<Body>) -> (StatusCode, String) {
+        self.runtime.block_on(async {
+            let response = self.router.clone().oneshot(request).await.unwrap();
+            let status = response.status();
+            let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+            (status, String::from_utf8(bytes.to_vec()).unwrap())
+        })
+    }
+
+    pub fn get(&self, uri: &str) -> String {
+        let (status, body) = self.call(Request::get(uri).body(Body::empty()).unwrap());
+        assert_eq!(status, StatusCode::OK, "{uri}: {body}");
+        body
+    }
+
+    pub fn json(&self, uri: &str) -> serde_json::Value {
+        serde_json::from_str(&self.get(uri)).unwrap()
+    }
+
+    pub fn post(&self, body: &str, header: Option<(&'static str, &str)>) -> (StatusCode, String) {
+        let mut request = Request::post("/api/v1/timings").header("content-type", "application/x-ndjson");
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        self.call(request.body(Body::from(body.to_owned())).unwrap())
+    }
+
+    /// Ends in order: everything is on disk, with a snapshot.
+    pub fn stop(self) {
+        self.handle.stop();
+        self.engine.join().unwrap().unwrap();
+    }
+
+    /// What a crash at this moment leaves, in another folder; then ends.
+    pub fn crash(self, to: &Path) {
+        copy(&self.dir, to);
+        self.stop();
+    }
+}
