@@ -1,5 +1,18 @@
 //! The laws of counting, from the JSON line to the stored byte, against the raw values and the `hdrhistogram` crate.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::too_many_lines,
+    clippy::pedantic,
+    unreachable_pub,
+    reason = "a test fails by panicking, counts little, and has one crate of modules"
+)]
+
 use std::collections::BTreeMap;
 
 use hdrhistogram::serialization::{Serializer as _, V2Serializer};

@@ -1,5 +1,5 @@
 //! The log: one ordered, durable sequence of frames. What stands in it happened; everything else is derived from it or is a
-//! file that it names. [`record`] is the frame, [`file`] the segments on disk, [`snapshot`] the state at a position.
+//! file that it names. [`record`] is the frame, [`mod@file`] the segments on disk, [`snapshot`] the state at a position.
 
 pub mod failpoint;
 pub mod file;
