@@ -13,7 +13,8 @@ use crate::endpoint::PathTemplates;
 use crate::incident::{Event, Marker};
 use crate::log::record::Position;
 use crate::run::clock::Clock;
-use crate::run::keep::{self, Retention};
+use crate::run::disk::Retention;
+use crate::run::recovery;
 use crate::run::replay::{self, Replay, Said};
 use crate::time::{Timestamp, humanize_ms};
 
@@ -162,7 +163,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Repair { place, accept_loss } => {
             let config = place.load()?;
-            let _lock = keep::lock(&config.data_dir)?;
+            let _lock = recovery::lock(&config.data_dir)?;
             let aside = crate::log::file::repair(&config.data_dir, Position(accept_loss))?;
             println!("the damaged segment is kept as {}; the log goes on without what could not be read", aside.display());
             Ok(ExitCode::SUCCESS)
@@ -207,7 +208,7 @@ fn retention(config: &Config) -> Retention {
 
 fn open_to_rebuild(config: &Config) -> anyhow::Result<(usize, u64)> {
     let now = Clock::default().now();
-    let mut opened = keep::open(&config.data_dir, config.endpoint_limits, retention(config), now, true)?;
+    let mut opened = recovery::open(&config.data_dir, config.endpoint_limits, retention(config), now, true)?;
     opened.keeper.checkpoint(&mut opened.machine, now)?;
     Ok((opened.machine.catalogue.entries().len(), opened.machine.position.0))
 }

@@ -13,7 +13,7 @@
 //! run/replay  virtual clock, recordings  ┘
 //! ```
 //!
-//! One timing walks `ingest::http → ingest::json → ingest::admission → ingest::commit → run::live → log::file → machine → history::slots → judge → incident → log::file →
+//! One timing walks `ingest::http → ingest::json → ingest::admission → ingest::commit → run::live → log::file → machine → history::open_slots → judge → incident → log::file →
 //! notify::outbox → notify::email`. There is one return, to the log, and it is the point: what stands in the log happened, and everything else follows from it.
 //!
 //! Invariants, each with a test that fails when it is broken:
@@ -23,7 +23,7 @@
 //! 3. Every timing ends in exactly one counted [`ingest::Fate`].
 //! 4. Order of arrival within a slot, number of senders and of restarts change nothing that is stored or said; sums are integers ([`counting`]).
 //! 5. Acknowledged is on disk; a batch with a name counts once ([`ingest::batch_keys`], `tests/recovery.rs`).
-//! 6. Index and snapshots deleted at any time: every answer is the same again ([`run::keep`], `tests/history.rs`).
+//! 6. Index and snapshots deleted at any time: every answer is the same again ([`run::recovery`], `tests/history.rs`).
 //! 7. The log of a live run, replayed, gives the same lines byte for byte ([`run::replay`], `tests/replay.rs`).
 //! 8. A notification is decided in the log before it is sent; a resolve is never lost ([`notify::outbox`]).
 //! 9. Everything has a limit that can be set ([`config`]); critical endpoints never fall under those for others ([`history::catalogue`]).

@@ -15,7 +15,7 @@ use crate::counting::Cell;
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
-use crate::history::slots::{self, ClosedMinute, OpenSlots, SlotCell};
+use crate::history::open_slots::{self, ClosedMinute, OpenSlots, SlotCell};
 use crate::incident::Incident;
 use crate::ingest::batch_keys::{BatchKeys, Committed, Senders};
 use crate::ingest::{Batch, Detail, Fate, Fates, InFlight, Item};
@@ -131,7 +131,7 @@ impl Delta {
             }
         };
         push(!self.endpoints.is_empty(), Kind::ENDPOINTS, &|| binary(&self.endpoints));
-        push(!self.cells.is_empty(), Kind::COUNTS, &|| slots::encode(&self.cells));
+        push(!self.cells.is_empty(), Kind::COUNTS, &|| open_slots::encode(&self.cells));
         push(!self.batches.is_empty(), Kind::BATCHES, &|| binary(&self.batches));
         push(!self.details.is_empty(), Kind::DETAILS, &|| binary(&self.details));
         push(!self.in_flight.is_empty(), Kind::IN_FLIGHT, &|| binary(&self.in_flight));
@@ -152,7 +152,7 @@ impl Delta {
         for Section { kind, bytes } in &frame.sections {
             let read = match *kind {
                 Kind::ENDPOINTS => binary(bytes).map(|v| delta.endpoints = v).ok_or("endpoints"),
-                Kind::COUNTS => slots::decode(bytes).map(|v| delta.cells = v).map_err(|_| "counts"),
+                Kind::COUNTS => open_slots::decode(bytes).map(|v| delta.cells = v).map_err(|_| "counts"),
                 Kind::BATCHES => binary(bytes).map(|v| delta.batches = v).ok_or("batches"),
                 Kind::DETAILS => binary(bytes).map(|v| delta.details = v).ok_or("details"),
                 Kind::IN_FLIGHT => binary(bytes).map(|v| delta.in_flight = v).ok_or("requests in flight"),

@@ -27,7 +27,8 @@ use slowburn::judge::{Command, Record, SlotClosed};
 use slowburn::log::file::{self, Reader, archive_and_log};
 use slowburn::log::record::{Kind, Position};
 use slowburn::machine::Delta;
-use slowburn::run::keep::{self, Retention};
+use slowburn::run::disk::Retention;
+use slowburn::run::recovery;
 use slowburn::time::Timestamp;
 
 /// 2026-01-05 00:00 UTC.
@@ -372,7 +373,7 @@ fn after_sixty_days_every_answer_is_the_same_without_index_and_snapshots() {
     common::copy(&dir, &twin);
     fs::remove_dir_all(dir.join("index")).unwrap();
     fs::remove_dir_all(dir.join("snapshots")).unwrap();
-    let mut rebuilt = keep::open(&dir, LIMITS, RETENTION, Timestamp(end), true).unwrap();
+    let mut rebuilt = recovery::open(&dir, LIMITS, RETENTION, Timestamp(end), true).unwrap();
     rebuilt.keeper.checkpoint(&mut rebuilt.machine, Timestamp(end)).unwrap();
     drop(rebuilt);
     let server = Server::start(&dir, RETENTION, SEGMENT_BYTES, Timestamp(end));

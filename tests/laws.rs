@@ -26,7 +26,7 @@ use slowburn::endpoint::PathTemplates;
 use slowburn::histogram::grid::VALUE_US_MAX;
 use slowburn::histogram::quantile::Quantile;
 use slowburn::history::catalogue::Limits;
-use slowburn::history::slots::put_row;
+use slowburn::history::open_slots::put_row;
 use slowburn::ingest::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
 use slowburn::ingest::{Batch, Fate, json};
 use slowburn::judge::{Command, Promises, Record};

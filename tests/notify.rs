@@ -177,6 +177,7 @@ async fn what_a_mail_server_refuses_now_is_temporary_and_for_good_is_permanent()
         (Habits { data: Some("452 disk full"), ..Habits::default() }, false, "disk full"),
         (Habits { data: Some("554 spam"), ..Habits::default() }, true, "spam"),
         (Habits { greeting: Some("421 busy"), ..Habits::default() }, false, "busy"),
+        (Habits { greeting: Some("554 not you"), ..Habits::default() }, false, "not you"),
         (Habits { greeting: Some("nonsense"), ..Habits::default() }, false, "response"),
     ] {
         let (result, mails) = mailed(habits, LONG).await;

@@ -527,7 +527,8 @@ mod power_cut {
     use slowburn::history::catalogue::{Entry, Limits, Marked};
     use slowburn::history::query;
     use slowburn::machine::Delta;
-    use slowburn::run::keep::{self, Opened, Retention};
+    use slowburn::run::disk::Retention;
+    use slowburn::run::recovery::{self, Opened};
     use slowburn::time::{Slot, TimeRange, Timestamp};
 
     const NOW: Timestamp = Timestamp(6_100_000);
@@ -535,7 +536,7 @@ mod power_cut {
     fn open(data_dir: &Path) -> Opened {
         let limits = Limits { per_service: 10, total: 10, marked_critical_per_service: 1 };
         let day = 86_400_000;
-        keep::open(data_dir, limits, Retention { minutes_ms: 8 * day, hours_ms: 400 * day, log_ms: 2 * day }, NOW, false).unwrap()
+        recovery::open(data_dir, limits, Retention { minutes_ms: 8 * day, hours_ms: 400 * day, log_ms: 2 * day }, NOW, false).unwrap()
     }
 
     fn take(opened: &mut Opened, delta: &Delta) {
@@ -560,7 +561,7 @@ mod power_cut {
     fn counted(opened: &Opened) -> (u64, u64) {
         let Opened { machine, keeper, .. } = opened;
         let (all, kept) = (TimeRange { from: Timestamp(0), to: NOW }, keeper.kept(machine, NOW));
-        let sources = query::sources(all, &kept, BTreeSet::from([EndpointId(0)]), &keeper.store, machine.open.cells()).unwrap();
+        let sources = query::sources(all, &kept, BTreeSet::from([EndpointId(0)]), &keeper.index, machine.open.cells()).unwrap();
         (sources.read(&keeper.reader()).unwrap().total().weight, machine.totals[0].total().weight)
     }
 
@@ -583,7 +584,7 @@ mod power_cut {
                 take(&mut opened, &close);
             }
             // The index is flushed with the next checkpoint, after history; sled may write it down sooner.
-            opened.keeper.store.flush(opened.machine.position).unwrap();
+            opened.keeper.index.flush(opened.machine.position).unwrap();
             assert_eq!(counted(&opened), (2, 2));
             drop(opened);
             let minutes = fs::read_dir(dir.path().join("history/minute")).unwrap().next().unwrap().unwrap().path();

@@ -1,8 +1,8 @@
-//! What was counted: the catalogue of endpoints, open slots in memory ([`slots`]), closed periods in files ([`files`]), the index over
-//! them in sled ([`store`]), and reading across all of them ([`query`]).
+//! What was counted: the catalogue of endpoints, open slots in memory ([`open_slots`]), closed periods in files ([`closed_periods`]), the index over
+//! them in sled ([`index`]), and reading across all of them ([`query`]).
 
 pub mod catalogue;
-pub mod files;
+pub mod closed_periods;
+pub mod index;
+pub mod open_slots;
 pub mod query;
-pub mod slots;
-pub mod store;

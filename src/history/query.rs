@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use super::files::{self, Block, Reader};
-use super::store::{self, Store};
+use super::closed_periods::{self, Block, Reader};
+use super::index::{self, Index};
 use crate::counting::Cell;
 use crate::endpoint::EndpointId;
 use crate::time::{Slot, Tier, TimeRange, Timestamp};
@@ -86,13 +86,13 @@ pub fn sources<'a>(
     range: TimeRange,
     kept: &Kept,
     endpoints: BTreeSet<EndpointId>,
-    store: &Store,
+    index: &Index,
     open: impl Iterator<Item = (Slot, EndpointId, &'a Cell)>,
-) -> Result<Sources, store::Error> {
+) -> Result<Sources, index::Error> {
     let (pieces, range) = plan(range, kept);
     let mut blocks = Vec::new();
     for piece in pieces {
-        blocks.extend(store.blocks(piece.tier, piece.range.from, piece.range.to)?);
+        blocks.extend(index.blocks(piece.tier, piece.range.from, piece.range.to)?);
     }
     let inside = |slot: Slot| slot.start() >= range.from && slot.start() < range.to;
     let open = open.filter(|(slot, id, _)| inside(*slot) && endpoints.contains(id)).map(|(slot, _, cell)| (slot, cell.clone())).collect();
@@ -104,7 +104,7 @@ impl Sources {
     ///
     /// # Errors
     /// When a block does not check.
-    pub fn read(&self, reader: &Reader) -> Result<Cell, files::Error> {
+    pub fn read(&self, reader: &Reader) -> Result<Cell, closed_periods::Error> {
         let mut sum = Cell::default();
         let mut add = |cell: &Cell| if sum.is_empty() { sum = cell.clone() } else { sum.merge(cell) };
         for block in &self.blocks {

@@ -204,19 +204,20 @@ impl Email {
         let server = &self.server;
         let tls = match server.security {
             Security::Clear => None,
-            Security::Tls | Security::StartTls => Some(TlsParameters::new(server.host.clone()).map_err(|e| failure(&e))?),
+            Security::Tls | Security::StartTls => Some(TlsParameters::new(server.host.clone()).map_err(|e| before_the_mail(&e))?),
         };
         let (at_once, later) = if server.security == Security::Tls { (tls, None) } else { (None, tls) };
         let address = (server.host.as_str(), server.port);
-        let mut connection = AsyncSmtpConnection::connect_tokio1(address, Some(self.time_limit), &self.hello, at_once, None).await.map_err(|e| failure(&e))?;
+        let mut connection =
+            AsyncSmtpConnection::connect_tokio1(address, Some(self.time_limit), &self.hello, at_once, None).await.map_err(|e| before_the_mail(&e))?;
         if let Some(tls) = later {
-            connection.starttls(tls, &self.hello).await.map_err(|e| failure(&e))?;
+            connection.starttls(tls, &self.hello).await.map_err(|e| before_the_mail(&e))?;
         }
         if let Some((user, password)) = &server.login {
             let credentials = Credentials::new(user.clone(), password.clone());
-            connection.auth(DEFAULT_MECHANISMS, &credentials).await.map_err(|e| failure(&e))?;
+            connection.auth(DEFAULT_MECHANISMS, &credentials).await.map_err(|e| before_the_mail(&e))?;
         }
-        connection.send(message.envelope(), &message.formatted()).await.map_err(|e| failure(&e))?;
+        connection.send(message.envelope(), &message.formatted()).await.map_err(|e| of_the_mail(&e))?;
         Ok(connection)
     }
 
@@ -258,7 +259,12 @@ fn hello() -> ClientId {
     }
 }
 
-fn failure(error: &lettre::transport::smtp::Error) -> Failure {
+/// A server that refuses the connection or the password for good refuses no mail: somebody may set it right while the page waits.
+fn before_the_mail(error: &lettre::transport::smtp::Error) -> Failure {
+    Failure::temporary(chain(error))
+}
+
+fn of_the_mail(error: &lettre::transport::smtp::Error) -> Failure {
     let reason = chain(error);
     if error.is_permanent() { Failure::permanent(reason) } else { Failure::temporary(reason) }
 }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::clock::Clock;
-use super::keep::{self, Keeper};
+use super::disk::{self, Keeper};
 use crate::incident::Notification;
 use crate::ingest::batch_keys::{Answered, Committed, Identity, Known};
 use crate::ingest::commit::{Answer, Door, Submission};
@@ -202,7 +202,7 @@ impl Engine {
     ///
     /// # Errors
     /// What could not be written.
-    pub fn run(mut self) -> Result<(), keep::Error> {
+    pub fn run(mut self) -> Result<(), disk::Error> {
         loop {
             let input = self.inputs.recv_timeout(self.until_due());
             let stop = match input {
@@ -230,7 +230,7 @@ impl Engine {
     }
 
     /// Gathers batches until the gap since the last commit has passed and no more wait; commits them. Whether to stop.
-    fn group(&mut self, first: Submission) -> Result<bool, keep::Error> {
+    fn group(&mut self, first: Submission) -> Result<bool, disk::Error> {
         let mut group = vec![first];
         let mut items = group[0].batch.items.len();
         let mut other = None;
@@ -249,7 +249,7 @@ impl Engine {
         other.map_or(Ok(false), |input| self.handle(input))
     }
 
-    fn handle(&mut self, input: Input) -> Result<bool, keep::Error> {
+    fn handle(&mut self, input: Input) -> Result<bool, disk::Error> {
         match input {
             Input::Batch(batch) => return self.group(batch),
             Input::Look(look) => look(&self.machine, &self.keeper),
@@ -268,7 +268,7 @@ impl Engine {
     }
 
     /// Commits a group of batches as one frame. A key that comes twice in it waits for the first to be on disk, then repeats its answer.
-    fn commit_batches(&mut self, group: Vec<Submission>) -> Result<(), keep::Error> {
+    fn commit_batches(&mut self, group: Vec<Submission>) -> Result<(), disk::Error> {
         let now = self.clock.now();
         let (mut taken, mut again, mut answered): (Vec<(Submission, Option<Committed>)>, Vec<_>, Vec<_>) = Default::default();
         let mut fates = Fates::default();
@@ -338,7 +338,7 @@ impl Engine {
         self.staged.push((position, delta, effects));
     }
 
-    fn commit(&mut self) -> Result<(), keep::Error> {
+    fn commit(&mut self) -> Result<(), disk::Error> {
         let start = now_instant();
         self.log.commit().map_err(|e| self.lost(e))?;
         self.last_commit = now_instant();
@@ -358,13 +358,13 @@ impl Engine {
         Ok(())
     }
 
-    fn lost(&self, error: crate::log::Error) -> keep::Error {
+    fn lost(&self, error: crate::log::Error) -> disk::Error {
         error!(%error, position = self.machine.position.0, "the log cannot be written: this process ends, and the next one reads the disk anew");
         error.into()
     }
 
     /// Judges the slots whose time has come.
-    fn close_due(&mut self) -> Result<(), keep::Error> {
+    fn close_due(&mut self) -> Result<(), disk::Error> {
         let now = self.clock.now();
         let Some(target) = Slot::ended_by(now.plus_ms(-self.machine.judge.promises().judge_after_ms)) else { return Ok(()) };
         let start = now_instant();
@@ -389,7 +389,7 @@ impl Engine {
         Ok(())
     }
 
-    fn look_after_the_disk(&mut self) -> Result<(), keep::Error> {
+    fn look_after_the_disk(&mut self) -> Result<(), disk::Error> {
         let now = self.clock.now();
         if now.0 - self.last_disk_look.0 < 1_000 {
             return Ok(());

@@ -1,10 +1,11 @@
-//! Where the machine meets the world: [`serve`] runs a server, [`live`] its engine, [`keep`] what is on disk beside the log, [`replay`] the virtual clock over
+//! Where the machine meets the world: [`serve`] runs a server, [`live`] its engine, [`disk`] what is on disk beside the log, [`recovery`] the way back from it at a start, [`replay`] the virtual clock over
 //! recordings, [`clock`] the real one, [`tasks`] what runs beside.
 
 pub mod clock;
 mod connection;
-pub mod keep;
+pub mod disk;
 pub mod live;
+pub mod recovery;
 pub mod replay;
 pub mod serve;
 pub mod tasks;

@@ -19,8 +19,9 @@ use tracing::{error, info, warn};
 
 use super::clock::Clock;
 use super::connection::{TimeLimited, UnderWay};
-use super::keep::{self, Retention};
+use super::disk::{self, Retention};
 use super::live::{self, Gauges, Handle};
+use super::recovery;
 use super::tasks::Tasks;
 use crate::config::Config;
 use crate::endpoint::PathTemplates;
@@ -39,7 +40,7 @@ const DRAIN_WAIT: Duration = Duration::from_secs(10);
 pub enum Error {
     /// The data directory.
     #[error(transparent)]
-    Keep(#[from] keep::Error),
+    Keep(#[from] disk::Error),
     /// The listener.
     #[error("cannot listen on {address}")]
     Listen {
@@ -81,7 +82,7 @@ impl Source for Live {
         self.handle
             .send_look(Box::new(move |machine, keeper| {
                 let kept = keeper.kept(machine, clock.now());
-                look(&Scene { machine, store: &keeper.store, kept });
+                look(&Scene { machine, index: &keeper.index, kept });
             }))
             .map_err(|_| show::stopping())
     }
@@ -168,7 +169,7 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     outcome.map_err(Error::Engine)
 }
 
-fn ended_as(end: Result<Result<(), keep::Error>, oneshot::error::RecvError>) -> Result<(), String> {
+fn ended_as(end: Result<Result<(), disk::Error>, oneshot::error::RecvError>) -> Result<(), String> {
     match end {
         Ok(outcome) => outcome.map_err(|e| e.to_string()),
         Err(_) => Err("it went away".to_owned()),
@@ -176,10 +177,10 @@ fn ended_as(end: Result<Result<(), keep::Error>, oneshot::error::RecvError>) -> 
 }
 
 /// Opens the data directory, and a clock that does not step back behind what it holds.
-fn open(config: &Config) -> Result<(keep::Opened, Arc<Clock>), Error> {
+fn open(config: &Config) -> Result<(recovery::Opened, Arc<Clock>), Error> {
     let clock = Clock::default();
     let retention = Retention { minutes_ms: config.keep_minutes_ms, hours_ms: config.keep_hours_ms, log_ms: config.keep_log_ms };
-    let mut opened = keep::open(&config.data_dir, config.endpoint_limits, retention, clock.now(), false)?;
+    let mut opened = recovery::open(&config.data_dir, config.endpoint_limits, retention, clock.now(), false)?;
     opened.keeper.snapshot_every_ms = config.snapshot_every_ms;
     if let Some(torn) = &opened.torn {
         warn!(path = %torn.path.display(), bytes = torn.bytes, "the last write was torn and cut off: nothing in it had been acknowledged");
@@ -195,7 +196,7 @@ fn site(config: &Config, address: std::net::SocketAddr, live: Live, refusals: Ar
     let (now, door) = (Arc::clone(&live.clock), live.handle.door());
     Site {
         source: Arc::new(live),
-        reader: crate::history::files::Reader::new(&config.data_dir),
+        reader: crate::history::closed_periods::Reader::new(&config.data_dir),
         ingest: Ingest {
             door,
             templates: Arc::new(PathTemplates::new(&config.path_patterns)),
@@ -335,7 +336,7 @@ async fn listen(
     config: &Config,
     tasks: &Tasks,
     reload: Reload,
-    engine_end: &mut oneshot::Receiver<Result<(), keep::Error>>,
+    engine_end: &mut oneshot::Receiver<Result<(), disk::Error>>,
 ) -> Served {
     let slots = Arc::new(Semaphore::new(config.connections_max));
     let graceful = GracefulShutdown::new();

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use super::keep;
+use super::disk;
+use super::recovery;
 use super::replay::{self, Replay};
 use crate::endpoint::PathTemplates;
 use crate::history::catalogue::Limits;
-use crate::history::files;
+use crate::history::closed_periods;
 use crate::log::file::Reader;
 use crate::log::record::Position;
 use crate::log::snapshot;
@@ -29,8 +30,8 @@ pub struct Report {
 ///
 /// # Errors
 /// When it is used, or cannot be read at all.
-pub fn verify(data_dir: &Path) -> Result<Report, keep::Error> {
-    let _lock = keep::lock(data_dir)?;
+pub fn verify(data_dir: &Path) -> Result<Report, disk::Error> {
+    let _lock = recovery::lock(data_dir)?;
     let mut report = Report::default();
     for frame in Reader::archive(data_dir, Position(0))?.chain(Reader::log(data_dir, Position(0))?) {
         match frame {
@@ -41,7 +42,7 @@ pub fn verify(data_dir: &Path) -> Result<Report, keep::Error> {
             Err(e) => report.wrong.push(e.to_string()),
         }
     }
-    let (blocks, wrong) = files::Reader::new(data_dir).verify()?;
+    let (blocks, wrong) = closed_periods::Reader::new(data_dir).verify()?;
     report.blocks = blocks;
     report.wrong.extend(wrong.iter().map(ToString::to_string));
     let (_, bad) = snapshot::newest(data_dir)?;

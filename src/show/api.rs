@@ -185,7 +185,7 @@ async fn cells(site: &Site, question: &Question, stretches: Vec<TimeRange>) -> R
         .look(move |scene| {
             let chosen = asked.chosen(scene);
             let open = || scene.machine.open.cells();
-            stretches.into_iter().map(|range| query::sources(range, &scene.kept, chosen.clone(), scene.store, open())).collect::<Result<Vec<Sources>, _>>()
+            stretches.into_iter().map(|range| query::sources(range, &scene.kept, chosen.clone(), scene.index, open())).collect::<Result<Vec<Sources>, _>>()
         })
         .await?
         .map_err(|e| broken(&e))?;
@@ -324,7 +324,7 @@ async fn objectives(State(site): State<Site>, Query(question): Query<Question>) 
 }
 
 async fn incidents(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
-    let store = site.look(|scene| scene.store.clone()).await?;
+    let store = site.look(|scene| scene.index.clone()).await?;
     let all = tokio::task::spawn_blocking(move || store.incidents()).await.map_err(|e| broken(&e))?.map_err(|e| broken(&e))?;
     let wanted = |i: &&crate::incident::Incident| {
         let may = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
@@ -335,7 +335,7 @@ async fn incidents(State(site): State<Site>, Query(question): Query<Question>) -
 
 async fn incident(State(site): State<Site>, Path(id): Path) -> Result<Response, Refusal> {
     let wanted = id.clone();
-    let found = site.look(move |scene| scene.store.incident(&wanted)).await?.map_err(|e| broken(&e))?;
+    let found = site.look(move |scene| scene.index.incident(&wanted)).await?.map_err(|e| broken(&e))?;
     found.map(|i| Json(i).into_response()).ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "not_found", format!("no incident has the id {id}")))
 }
 
@@ -430,7 +430,7 @@ async fn silence(State(site): State<Site>, body: Result<Json<Value>, JsonRejecti
 }
 
 async fn silences(State(site): State<Site>) -> Result<Json<Value>, Refusal> {
-    let all = site.look(|scene| scene.store.silences()).await?.map_err(|e| broken(&e))?;
+    let all = site.look(|scene| scene.index.silences()).await?.map_err(|e| broken(&e))?;
     Ok(Json(json!({"silences": all})))
 }
 
@@ -471,7 +471,7 @@ async fn mark(State(site): State<Site>, body: Result<Json<Value>, JsonRejection>
 }
 
 async fn markers(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
-    let all = site.look(|scene| scene.store.markers()).await?.map_err(|e| broken(&e))?;
+    let all = site.look(|scene| scene.index.markers()).await?.map_err(|e| broken(&e))?;
     let wanted = |m: &&Marker| question.service.as_deref().is_none_or(|s| s == m.service || m.service.is_empty());
     Ok(Json(json!({"markers": all.iter().filter(wanted).collect::<Vec<_>>()})))
 }

@@ -15,9 +15,9 @@ use axum::Router;
 use axum::http::StatusCode;
 
 use crate::config::Token;
-use crate::history::files::Reader;
+use crate::history::closed_periods::Reader;
+use crate::history::index::Index;
 use crate::history::query::Kept;
-use crate::history::store::Store;
 use crate::ingest::http::{Ingest, Refusal};
 use crate::judge::{self, Command, Record};
 use crate::machine::Machine;
@@ -30,7 +30,7 @@ pub struct Scene<'a> {
     /// The state.
     pub machine: &'a Machine,
     /// The index.
-    pub store: &'a Store,
+    pub index: &'a Index,
     /// Since when history is complete.
     pub kept: Kept,
 }

@@ -18,8 +18,9 @@ use slowburn::ingest::http::{Ingest, Refusal, Refusals};
 use slowburn::judge::{self, Command, Promises, Record};
 use slowburn::notify::outbox::LaneStatus;
 use slowburn::run::clock::Clock;
-use slowburn::run::keep::{self, Retention};
+use slowburn::run::disk::Retention;
 use slowburn::run::live::{self, Gauges, Handle};
+use slowburn::run::recovery;
 use slowburn::show::{self, Answer, Look, Scene, Site, Source};
 use slowburn::time::Timestamp;
 use tower::ServiceExt as _;
@@ -82,7 +83,7 @@ impl Source for Direct {
     fn look(&self, look: Look) -> Result<(), Refusal> {
         let clock = Arc::clone(&self.clock);
         let seen = self.handle.send_look(Box::new(move |machine, keeper| {
-            look(&Scene { machine, store: &keeper.store, kept: keeper.kept(machine, clock.now()) });
+            look(&Scene { machine, index: &keeper.index, kept: keeper.kept(machine, clock.now()) });
         }));
         seen.map_err(|_| show::stopping())
     }
@@ -105,7 +106,7 @@ pub struct Server {
     pub dir: PathBuf,
     pub clock: Arc<Clock>,
     handle: Handle,
-    engine: JoinHandle<Result<(), keep::Error>>,
+    engine: JoinHandle<Result<(), slowburn::run::disk::Error>>,
     router: Router,
     runtime: tokio::runtime::Runtime,
     _lock: fs::File,
@@ -113,7 +114,7 @@ pub struct Server {
 
 impl Server {
     pub fn start(dir: &Path, retention: Retention, segment_bytes: u64, now: Timestamp) -> Self {
-        let opened = keep::open(dir, LIMITS, retention, now, false).unwrap();
+        let opened = recovery::open(dir, LIMITS, retention, now, false).unwrap();
         let clock = Arc::new(Clock::by_hand(now));
         let refusals = Arc::new(Refusals::default());
         let disk_full = Arc::new(AtomicBool::new(false));
@@ -133,7 +134,7 @@ impl Server {
         let now = Arc::clone(&clock);
         let site = Site {
             source: Arc::new(Direct { handle: handle.clone(), clock: Arc::clone(&clock) }),
-            reader: slowburn::history::files::Reader::new(dir),
+            reader: slowburn::history::closed_periods::Reader::new(dir),
             ingest: Ingest {
                 door: handle.door(),
                 templates: Arc::new(PathTemplates::default()),

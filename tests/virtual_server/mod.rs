@@ -17,8 +17,9 @@ use slowburn::log::file::Reader;
 use slowburn::log::record::Position;
 use slowburn::machine::Delta;
 use slowburn::run::clock::Clock;
-use slowburn::run::keep::{self, Retention};
+use slowburn::run::disk::Retention;
 use slowburn::run::live::{self, Gauges, Handle};
+use slowburn::run::recovery;
 use slowburn::time::Timestamp;
 use tempfile::TempDir;
 
@@ -37,7 +38,7 @@ type Parts = (Handle, JoinHandle<()>);
 fn launch(dir: &Path, clock: &Arc<Clock>, text: &str, runtime: &tokio::runtime::Runtime) -> Parts {
     let config = Config::parse("test.toml", text).unwrap();
     let retention = Retention { minutes_ms: config.keep_minutes_ms, hours_ms: config.keep_hours_ms, log_ms: config.keep_log_ms };
-    let opened = keep::open(dir, config.endpoint_limits, retention, clock.now(), false).unwrap();
+    let opened = recovery::open(dir, config.endpoint_limits, retention, clock.now(), false).unwrap();
     let (before, is_new) = (opened.machine.judge.promises().clone(), opened.machine.position.0 == 0);
     let (engine, handle) = live::engine(
         opened.machine,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::files::Block;
+use super::closed_periods::Block;
 use crate::incident::{Incident, Marker, Silence};
 use crate::log::Position;
 use crate::time::{Tier, Timestamp};
@@ -32,7 +32,7 @@ pub enum Error {
 
 /// The index.
 #[derive(Clone, Debug)]
-pub struct Store {
+pub struct Index {
     path: PathBuf,
     db: sled::Db,
     endpoints: sled::Tree,
@@ -54,7 +54,7 @@ pub fn folder(data_dir: &Path) -> PathBuf {
     data_dir.join("index")
 }
 
-impl Store {
+impl Index {
     /// Opens or creates `data_dir/index`.
     ///
     /// # Errors

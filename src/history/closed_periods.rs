@@ -16,7 +16,7 @@ use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::slots::{Row, put_row, take_row};
+use super::open_slots::{Row, put_row, take_row};
 use crate::endpoint::EndpointId;
 use crate::log::Position;
 use crate::log::failpoint;

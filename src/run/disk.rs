@@ -1,0 +1,300 @@
+//! What is on disk beside the log, kept in step with it: history files, the index, snapshots, the archive.
+//!
+//! What a frame brings about is written under the frame's position, so applying it twice writes once. [`super::recovery`] is the way back.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use tracing::info;
+
+use crate::endpoint::EndpointId;
+use crate::history::closed_periods::{self, Files};
+use crate::history::index::{self, Index};
+use crate::history::open_slots::Row;
+use crate::history::query::Kept;
+use crate::judge::Record;
+use crate::log::file::{self, Reader};
+use crate::log::record::{Kind, Position, Section};
+use crate::log::snapshot;
+use crate::machine::{Carried, Delta, Effects, FrameError, Machine};
+use crate::time::{Tier, Timestamp};
+
+/// Why the data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process has it.
+    #[error("{} is used by another slowburn: stop that one, or name another directory with --data-dir", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] file::Error),
+    /// A frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// History.
+    #[error(transparent)]
+    History(#[from] closed_periods::Error),
+    /// The index.
+    #[error(transparent)]
+    Index(#[from] index::Error),
+}
+
+/// Everything on disk but the log.
+#[derive(Debug)]
+pub struct Keeper {
+    pub(super) data_dir: PathBuf,
+    pub(super) files: Files,
+    /// The index.
+    pub index: Index,
+    pub(super) keep_minutes_ms: i64,
+    pub(super) keep_hours_ms: i64,
+    pub(super) keep_log_ms: i64,
+    /// How far apart checkpoints are, in milliseconds.
+    pub snapshot_every_ms: i64,
+    pub(super) last_snapshot: Timestamp,
+    pub(super) last_sweep: Timestamp,
+    /// The time that the log tells first from a position on, as looked up last.
+    pub(super) dated: Option<(Position, Timestamp)>,
+}
+
+/// How long things are kept, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Minutes.
+    pub minutes_ms: i64,
+    /// Hours.
+    pub hours_ms: i64,
+    /// The raw log.
+    pub log_ms: i64,
+}
+
+impl Keeper {
+    /// Where history is.
+    #[must_use]
+    pub fn reader(&self) -> closed_periods::Reader {
+        closed_periods::Reader::new(&self.data_dir)
+    }
+
+    /// Room that is left on the disk, in bytes; `None` where it cannot be told.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.data_dir).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Since when each tier is complete, as of now.
+    #[must_use]
+    pub fn kept(&self, machine: &Machine, now: Timestamp) -> Kept {
+        Kept { minutes_from: self.kept_from(Tier::Minute, now), hours_from: self.kept_from(Tier::Hour, now), closed_to: machine.history_to() }
+    }
+
+    /// Since when a tier is complete: from a whole period of the next coarser one, which answers for what was before.
+    pub(super) fn kept_from(&self, tier: Tier, now: Timestamp) -> Timestamp {
+        let back = |keep_ms: i64| Timestamp((now.0 - keep_ms).max(0));
+        match tier {
+            Tier::Minute => Tier::Hour.period_of(back(self.keep_minutes_ms)),
+            Tier::Hour => Tier::Day.period_of(back(self.keep_hours_ms)),
+            Tier::Day => Timestamp(0),
+        }
+    }
+
+    /// Writes what a frame brought about. Under the frame's name, so it may be called again for the same frame.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn keep(&mut self, machine: &Machine, position: Position, delta: &Delta, effects: &Effects) -> Result<(), Error> {
+        for entry in &delta.endpoints {
+            if let Some(id) = machine.catalogue.get((*entry.key).as_ref()) {
+                self.index.put_endpoint(id, entry)?;
+            }
+        }
+        for (key, answer) in delta.batches.iter().filter_map(|b| b.key.map(|k| (k, &b.answer))) {
+            self.index.put_key(key, answer)?;
+        }
+        for incident in &effects.incidents {
+            self.index.put_incident(incident)?;
+        }
+        for (index, record) in delta.records.iter().enumerate() {
+            match record {
+                Record::Marked(marker) => self.index.put_marker(marker, position, index)?,
+                Record::Silenced(silence) => self.index.put_silence(silence)?,
+                Record::Unsilenced { id, at } => self.index.end_silence(id, *at)?,
+                _ => {}
+            }
+        }
+        self.keep_history(position, effects)
+    }
+
+    fn keep_history(&mut self, position: Position, effects: &Effects) -> Result<(), Error> {
+        let closed_before = effects.closed_to.map_or(Timestamp(i64::MAX), |c| c.0);
+        let mut late: BTreeMap<(Tier, Timestamp), BTreeMap<EndpointId, Row>> = BTreeMap::new();
+        for minute in &effects.closed {
+            self.put(Tier::Minute, minute.start, position, &minute.rows)?;
+            for tier in [Tier::Hour, Tier::Day] {
+                let period = tier.period_of(minute.start);
+                if period.0 + tier.width_ms() <= closed_before.0 {
+                    merge_rows(late.entry((tier, period)).or_default(), &minute.rows);
+                }
+            }
+        }
+        for ((tier, period), rows) in late {
+            self.put(tier, period, position, &rows.into_values().collect::<Vec<_>>())?;
+        }
+        if let Some((before, after)) = effects.closed_to {
+            self.roll_up(Tier::Minute, Tier::Hour, before, after, position)?;
+            self.roll_up(Tier::Hour, Tier::Day, before, after, position)?;
+        }
+        Ok(())
+    }
+
+    /// Merges the finer blocks of each coarser period that ended in (before, after].
+    fn roll_up(&mut self, fine: Tier, coarse: Tier, before: Timestamp, after: Timestamp, position: Position) -> Result<(), Error> {
+        let end = coarse.period_of(after);
+        if end <= before {
+            return Ok(());
+        }
+        let (reader, mut blocks) = (self.reader(), BTreeMap::<Timestamp, Vec<closed_periods::Block>>::new());
+        for block in self.index.blocks(fine, coarse.period_of(before), end)? {
+            blocks.entry(coarse.period_of(block.period)).or_default().push(block);
+        }
+        for (period, fine_blocks) in blocks {
+            if self.has(coarse, period, position)? {
+                continue;
+            }
+            let mut rows = BTreeMap::new();
+            for block in fine_blocks.iter().filter(|b| b.name <= position) {
+                merge_rows(&mut rows, &reader.rows_where(block, |_| true)?);
+            }
+            self.put(coarse, period, position, &rows.into_values().collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, tier: Tier, period: Timestamp, name: Position, rows: &[Row]) -> Result<(), Error> {
+        if !rows.is_empty() && !self.has(tier, period, name)? {
+            let block = self.files.append(tier, period, name, rows)?;
+            self.index.put_block(&block)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a block was written before this start. It is looked for in the file too: the index may have outlived it.
+    fn has(&mut self, tier: Tier, period: Timestamp, name: Position) -> Result<bool, Error> {
+        match self.index.block(tier, period, name)? {
+            Some(block) => Ok(self.files.holds(&block)?),
+            None => Ok(false),
+        }
+    }
+
+    /// Now and then, after a slot has closed: history and index to disk, then a snapshot, then what is no longer needed goes.
+    ///
+    /// # Errors
+    /// [`Error`]; the process must then end.
+    pub fn checkpoint(&mut self, machine: &mut Machine, now: Timestamp) -> Result<(), Error> {
+        self.files.sync()?;
+        for key in machine.keys.sweep(now) {
+            self.index.forget_key(key)?;
+        }
+        self.index.flush(machine.position)?;
+        snapshot::write(&self.data_dir, machine.position, &machine.snapshot())?;
+        self.last_snapshot = now;
+        if now.0 - self.last_sweep.0 >= 600_000 {
+            self.last_sweep = now;
+            self.sweep(now)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is time for a checkpoint.
+    #[must_use]
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        now.0 - self.last_snapshot.0 >= self.snapshot_every_ms
+    }
+
+    fn sweep(&mut self, now: Timestamp) -> Result<(), Error> {
+        for tier in [Tier::Minute, Tier::Hour] {
+            let before = self.kept_from(tier, now);
+            for path in self.files.forget(tier, before)? {
+                info!(path = %path.display(), "history older than its retention was deleted");
+            }
+            self.index.forget_blocks(tier, before)?;
+        }
+        self.archive(now)
+    }
+
+    /// Moves old segments of the log to the archive, which keeps what was decided and forgets what was counted. A segment is as old as what follows it.
+    fn archive(&mut self, now: Timestamp) -> Result<(), Error> {
+        let segments = file::segments(&self.data_dir.join("log"))?;
+        let known = snapshot::list(&self.data_dir)?;
+        let Some((safe, _)) = known.first().filter(|_| known.len() >= 2) else { return Ok(()) };
+        for pair in segments.windows(2) {
+            let ((_, path), (next_first, _)) = (&pair[0], &pair[1]);
+            if next_first > safe || self.dated_from(*next_first)?.is_none_or(|at| at.0 + self.keep_log_ms > now.0) {
+                break;
+            }
+            let mut carried = self.carried()?;
+            file::archive_segment(&self.data_dir, path, |frame, is_last| {
+                carried = std::mem::take(&mut carried).after(&Delta::from_frame(&frame)?);
+                let kept = frame.sections.into_iter().filter(|s| !is_forgettable(s));
+                Ok::<_, Error>(kept.chain(is_last.then(|| carried.to_section())).collect())
+            })?;
+            info!(path = %path.display(), "a segment of the log was archived without its counts");
+        }
+        Ok(())
+    }
+
+    fn dated_from(&mut self, position: Position) -> Result<Option<Timestamp>, Error> {
+        if self.dated.is_none_or(|(known, _)| known != position) {
+            self.dated = None;
+            for frame in Reader::log(&self.data_dir, position)? {
+                if let Some(at) = Delta::from_frame(&frame?)?.at() {
+                    self.dated = Some((position, at));
+                    break;
+                }
+            }
+        }
+        Ok(self.dated.map(|(_, at)| at))
+    }
+
+    /// What the newest segment of the archive carries on.
+    fn carried(&self) -> Result<Carried, Error> {
+        let newest = file::segments(&self.data_dir.join("archive"))?.last().map_or(Position(0), |s| s.0);
+        let mut carried = Carried::default();
+        for frame in Reader::archive(&self.data_dir, newest)? {
+            carried = carried.after(&Delta::from_frame(&frame?)?);
+        }
+        Ok(carried)
+    }
+}
+
+fn merge_rows(into: &mut BTreeMap<EndpointId, Row>, rows: &[Row]) {
+    for row in rows {
+        let merged = into.entry(row.endpoint).or_insert_with(|| Row { endpoint: row.endpoint, cell: crate::counting::Cell::default(), slots: Vec::new() });
+        if merged.cell.is_empty() { merged.cell = row.cell.clone() } else { merged.cell.merge(&row.cell) }
+    }
+}
+
+/// What the archive does not keep: counts and what hangs on single timings, keys that have run out, slot ends at which nothing was said, sums that are carried.
+fn is_forgettable(section: &Section) -> bool {
+    const IDLE: &[u8] = b"[{\"slot_closed\":{\"end\":";
+    let idle = || section.bytes.strip_prefix(IDLE).is_some_and(|rest| rest.ends_with(b"}}]") && rest[..rest.len() - 3].iter().all(u8::is_ascii_digit));
+    matches!(section.kind, Kind::COUNTS | Kind::DETAILS | Kind::IN_FLIGHT | Kind::BATCHES | Kind::OUTCOMES) || (section.kind == Kind::RECORDS && idle())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_archive_forgets_counts_and_idle_slot_ends_only() {
+        let records = |json: &str| Section { kind: Kind::RECORDS, bytes: json.as_bytes().to_vec() };
+        assert!(is_forgettable(&records(r#"[{"slot_closed":{"end":17}}]"#)));
+        assert!(!is_forgettable(&records(r#"[{"slot_closed":{"end":17,"transitions":[]}}]"#)));
+        assert!(!is_forgettable(&records(r#"[{"started":{"at":17}}]"#)));
+        assert!(is_forgettable(&Section { kind: Kind::COUNTS, bytes: vec![] }));
+        assert!(!is_forgettable(&Section { kind: Kind(77), bytes: vec![] }));
+    }
+}
