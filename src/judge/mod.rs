@@ -234,10 +234,9 @@ impl Judge {
     /// The first slot end at which something can have to be said, if nothing more comes.
     #[must_use]
     pub fn next_due(&self) -> Option<Slot> {
-        let untold = self.incidents.values().filter(|i| i.told_line.is_none());
-        let unmuted = untold
-            .flat_map(|i| self.silences.iter().filter(move |s| s.service == i.service))
-            .map(|s| Slot::containing(s.until.plus_ms(-self.promises.judge_after_ms)));
+        let untold = || self.incidents.values().filter(|i| i.told_line.is_none());
+        let ends = self.silences.iter().filter(|s| untold().any(|i| i.service == s.service));
+        let unmuted = ends.map(|s| Slot::containing(s.until.plus_ms(-self.promises.judge_after_ms)));
         let floor = self.judged_to.map_or(Slot(0), Slot::next);
         self.due.first().map(|d| d.0).into_iter().chain(unmuted.filter(|s| *s >= floor)).min()
     }
@@ -375,6 +374,10 @@ impl Judge {
 
     /// Tells of incidents whose silence has run out.
     fn tell_unmuted(&self, closed: &mut SlotClosed, at: Timestamp) {
+        if self.silences.is_empty() {
+            // Without one, whoever was to be told was told when it was decided.
+            return;
+        }
         for incident in self.incidents.values().filter(|i| i.told_line.is_none()) {
             let moved = closed.transitions.iter().any(|t| t.id == incident.id);
             let Some(rule) = self.rules.iter().find(|r| r.incident.as_ref() == Some(&incident.id)).filter(|_| !moved) else { continue };
