@@ -525,6 +525,7 @@ mod power_cut {
     use slowburn::endpoint::{EndpointId, EndpointKey};
     use slowburn::histogram::Digits;
     use slowburn::history::catalogue::{Entry, Limits, Marked};
+    use slowburn::history::counts::Writer;
     use slowburn::history::query;
     use slowburn::machine::Delta;
     use slowburn::run::disk::Retention;
@@ -554,7 +555,9 @@ mod power_cut {
         let key = EndpointKey { service: part("shop"), env: part(""), kind: part("http"), method: part("GET"), route: part("/") };
         let is_new = opened.machine.catalogue.entries().is_empty();
         let endpoints = is_new.then(|| Entry { key: Arc::new(key), marked: Marked::No }).into_iter().collect();
-        Delta { endpoints, cells: vec![(EndpointId(0), Slot(slot), cell)], ..Delta::default() }
+        let mut counts = Writer::default();
+        counts.cell(Slot(slot), EndpointId(0), &cell);
+        Delta { endpoints, counts: counts.finish(), ..Delta::default() }
     }
 
     /// In all that is stored, and in what the machine says of ever.
@@ -562,7 +565,7 @@ mod power_cut {
         let Opened { machine, keeper, .. } = opened;
         let (all, kept) = (TimeRange { from: Timestamp(0), to: NOW }, keeper.kept(machine, NOW));
         let sources = query::sources(all, &kept, BTreeSet::from([EndpointId(0)]), &keeper.index, machine.open.cells()).unwrap();
-        (sources.read(&keeper.reader()).unwrap().total().weight, machine.totals[0].total().weight)
+        (sources.read(&keeper.reader()).unwrap().total().weight, machine.totals[0].requests())
     }
 
     fn cut(file: &Path, by: u64) {

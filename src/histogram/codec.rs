@@ -17,6 +17,7 @@ pub enum Error {
 }
 
 /// Appends a number as LEB128.
+#[inline]
 pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push((value & 0x7f) as u8 | 0x80);
@@ -29,7 +30,16 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
 ///
 /// # Errors
 /// [`Error::Malformed`] at the end of the bytes or over 64 bits.
+#[inline]
 pub fn take_varint(bytes: &mut &[u8]) -> Result<u64, Error> {
+    if let Some((&byte, rest)) = bytes.split_first().filter(|(byte, _)| **byte < 0x80) {
+        *bytes = rest;
+        return Ok(u64::from(byte));
+    }
+    take_long_varint(bytes)
+}
+
+fn take_long_varint(bytes: &mut &[u8]) -> Result<u64, Error> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first().ok_or(Error::Malformed)?;
@@ -49,9 +59,9 @@ pub fn take_varint(bytes: &mut &[u8]) -> Result<u64, Error> {
 /// Appends a histogram.
 pub fn put(out: &mut Vec<u8>, histogram: &Histogram) {
     out.push(histogram.digits().number());
-    put_varint(out, histogram.buckets().len() as u64);
+    put_varint(out, histogram.buckets().count() as u64);
     let mut before = 0;
-    for &(bucket, count) in histogram.buckets() {
+    for (bucket, count) in histogram.buckets() {
         put_varint(out, u64::from(bucket - before));
         put_varint(out, count);
         before = bucket;
@@ -75,7 +85,7 @@ pub fn take(bytes: &mut &[u8]) -> Result<Histogram, Error> {
         let bucket = u16::try_from(before).ok().filter(|b| *b <= digits.bucket_of(u64::MAX) && count > 0).ok_or(Error::Malformed)?;
         buckets.push((bucket, count));
     }
-    Ok(Histogram::from_buckets(digits, buckets))
+    Ok(Histogram::from_buckets(digits, &buckets))
 }
 
 /// The values of an `HdrHistogram` V2 (or V2 deflate) payload in base64, as (lowest, highest, count) of its buckets in whole microseconds.

@@ -3,6 +3,8 @@
 
 pub mod catalogue;
 pub mod closed_periods;
+pub mod counts;
 pub mod index;
 pub mod open_slots;
 pub mod query;
+pub mod totals;

@@ -10,6 +10,7 @@ use super::closed_periods::{self, Block, Reader};
 use super::index::{self, Index};
 use crate::counting::Cell;
 use crate::endpoint::EndpointId;
+use crate::log::Position;
 use crate::time::{Slot, Tier, TimeRange, Timestamp};
 
 /// Since when each tier is complete.
@@ -19,8 +20,10 @@ pub struct Kept {
     pub minutes_from: Timestamp,
     /// Hours.
     pub hours_from: Timestamp,
-    /// Up to where minutes are closed.
+    /// Up to where minutes are closed and in files.
     pub closed_to: Timestamp,
+    /// Blocks of later frames are not looked at: what they hold is still in memory.
+    pub named_to: Position,
 }
 
 /// A stretch that one tier answers.
@@ -82,20 +85,20 @@ pub struct Sources {
 ///
 /// # Errors
 /// When the index cannot be read.
-pub fn sources<'a>(
+pub fn sources(
     range: TimeRange,
     kept: &Kept,
     endpoints: BTreeSet<EndpointId>,
     index: &Index,
-    open: impl Iterator<Item = (Slot, EndpointId, &'a Cell)>,
+    open: impl Iterator<Item = (Slot, EndpointId, Cell)>,
 ) -> Result<Sources, index::Error> {
     let (pieces, range) = plan(range, kept);
     let mut blocks = Vec::new();
     for piece in pieces {
-        blocks.extend(index.blocks(piece.tier, piece.range.from, piece.range.to)?);
+        blocks.extend(index.blocks(piece.tier, piece.range.from, piece.range.to)?.into_iter().filter(|b| b.name <= kept.named_to));
     }
     let inside = |slot: Slot| slot.start() >= range.from && slot.start() < range.to;
-    let open = open.filter(|(slot, id, _)| inside(*slot) && endpoints.contains(id)).map(|(slot, _, cell)| (slot, cell.clone())).collect();
+    let open = open.filter(|(slot, id, _)| inside(*slot) && endpoints.contains(id)).map(|(slot, _, cell)| (slot, cell)).collect();
     Ok(Sources { endpoints, blocks, open, range })
 }
 
@@ -128,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_range_is_covered_by_the_coarsest_closed_periods_inside_it() {
-        let kept = Kept { minutes_from: Timestamp(0), hours_from: Timestamp(0), closed_to: Timestamp(50 * HOUR) };
+        let kept = Kept { minutes_from: Timestamp(0), hours_from: Timestamp(0), closed_to: Timestamp(50 * HOUR), named_to: Position(0) };
         let (pieces, range) = plan(TimeRange { from: Timestamp(23 * HOUR - 30_000), to: Timestamp(50 * HOUR + 5_000) }, &kept);
         let shown: Vec<_> = pieces.iter().map(|p| (p.tier, p.range.from.0, p.range.to.0)).collect();
         assert_eq!(
@@ -147,7 +150,7 @@ mod tests {
         #[test]
         fn pieces_join_without_a_hole_or_an_overlap(from in 0i64..400, len in 1i64..9_000, minutes in 0i64..200, hours in 0i64..100, closed in 0i64..9_000) {
             let minute = 60_000;
-            let kept = Kept { minutes_from: Timestamp(minutes.max(hours) * HOUR), hours_from: Timestamp(hours * HOUR), closed_to: Timestamp(closed * minute) };
+            let kept = Kept { minutes_from: Timestamp(minutes.max(hours) * HOUR), hours_from: Timestamp(hours * HOUR), closed_to: Timestamp(closed * minute), named_to: Position(0) };
             let asked = TimeRange { from: Timestamp(from * minute), to: Timestamp((from + len) * minute) };
             let (pieces, range) = plan(asked, &kept);
             prop_assert!(range.from <= asked.from && range.to >= asked.to);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::failpoint;
 use super::record::{Decoded, Frame, HEADER_BYTES, Kind, Position, Section, decode, encode};
 
-const MAGIC: [u8; 8] = *b"SBLOG\0\0\x01";
+const MAGIC: [u8; 8] = *b"SBLOG\0\0\x02";
 const HEAD_BYTES: usize = 16;
 
 /// A segment is followed by a new one when it has passed this, if nothing else was said ([`Log::in_segments_of`]).
@@ -49,7 +49,7 @@ pub enum Error {
         data_dir: PathBuf,
     },
     /// The segment was written by a newer version.
-    #[error("{} is not a log segment of version 1: it was written by a newer slowburn, or is another file", path.display())]
+    #[error("{} is not a log segment of version 2: it was written by another version of slowburn, or is another file", path.display())]
     Version {
         /// The segment.
         path: PathBuf,

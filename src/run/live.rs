@@ -4,6 +4,7 @@
 //! Groups form by themselves: while one is being synced the next gathers; two commits are at least 2 ms apart.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -13,30 +14,31 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::clock::Clock;
-use super::disk::{self, Keeper};
+use super::disk::{self, Frame, Keeper, keep_said};
+use super::history_writer::HistoryWriter;
+use super::recovery::complete_totals;
+use crate::history::closed_periods;
 use crate::incident::Notification;
 use crate::ingest::batch_keys::{Answered, Committed, Identity, Known};
 use crate::ingest::commit::{Answer, Door, Submission};
 use crate::ingest::http::Refusals;
+use crate::ingest::known::KnownEndpoints;
 use crate::ingest::{Batch, Fate, Fates};
 use crate::judge::{Command, Record, Refusal, SlotClosed};
 use crate::log::failpoint;
 use crate::log::file::Log;
 use crate::log::record::Position;
-use crate::machine::{Delta, Effects, Machine};
+use crate::machine::{Delta, Machine};
 use crate::time::{Slot, Timestamp};
 
 /// Two commits are at least this far apart, so that batches gather.
 const COMMIT_GAP: Duration = Duration::from_millis(2);
 
 /// Timings in one group at most.
-const GROUP_ITEMS_MAX: usize = 500_000;
-
-/// Slot ends in one write at most, when there are many to catch up with.
-const CLOSES_MAX: usize = 1_000;
+const GROUP_TIMINGS_MAX: u64 = 500_000;
 
 /// A look at the machine and what lies beside it, between two commits.
-pub type Look = Box<dyn FnOnce(&Machine, &Keeper) + Send>;
+pub type Look = Box<dyn FnOnce(&Machine, &HistoryWriter) + Send>;
 
 enum Input {
     Batch(Submission),
@@ -89,11 +91,11 @@ impl Handle {
     ///
     /// # Errors
     /// [`Busy`].
-    pub async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Machine, &Keeper) -> T + Send + 'static) -> Result<T, Busy> {
+    pub async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Machine, &HistoryWriter) -> T + Send + 'static) -> Result<T, Busy> {
         let (reply, answer) = oneshot::channel();
-        let look: Look = Box::new(move |machine, keeper| {
+        let look: Look = Box::new(move |machine, history| {
             // Whoever asked may have gone away.
-            drop(reply.send(look(machine, keeper)));
+            drop(reply.send(look(machine, history)));
         });
         self.inputs.try_send(Input::Look(look)).map_err(|_| Busy)?;
         answer.await.map_err(|_| Busy)
@@ -146,20 +148,25 @@ pub struct Gauges {
 pub struct Engine {
     machine: Machine,
     log: Log,
-    keeper: Keeper,
+    history: HistoryWriter,
+    reader: closed_periods::Reader,
     clock: Arc<Clock>,
     inputs: Receiver<Input>,
     notify: Box<dyn Fn(Vec<Notification>) + Send>,
     refusals: Arc<Refusals>,
+    known: Arc<KnownEndpoints>,
     disk_full: Arc<AtomicBool>,
     free_bytes_min: u64,
     gauges: Arc<Gauges>,
     last_commit: Instant,
     last_disk_look: Timestamp,
-    staged: Vec<(Position, Delta, Effects)>,
+    data_dir: PathBuf,
 }
 
 /// Makes an engine and the way to it; [`Engine::run`] is to be given a thread.
+///
+/// # Errors
+/// When the operating system has no thread for history.
 #[expect(clippy::too_many_arguments, reason = "each is a different part of the world, given once")]
 pub fn engine(
     machine: Machine,
@@ -169,27 +176,32 @@ pub fn engine(
     waiting_max: usize,
     free_bytes_min: u64,
     refusals: Arc<Refusals>,
+    known: Arc<KnownEndpoints>,
     disk_full: Arc<AtomicBool>,
     gauges: Arc<Gauges>,
     notify: impl Fn(Vec<Notification>) + Send + 'static,
-) -> (Engine, Handle) {
+) -> std::io::Result<(Engine, Handle)> {
     let (sender, inputs) = sync_channel(waiting_max);
+    let (reader, data_dir) = (keeper.reader(), keeper.data_dir.clone());
+    let history = HistoryWriter::start(keeper, &machine)?;
     let engine = Engine {
         machine,
         log,
-        keeper,
+        history,
+        reader,
         clock,
         inputs,
         notify: Box::new(notify),
         refusals,
+        known,
         disk_full,
         free_bytes_min,
         gauges,
         last_commit: now_instant(),
         last_disk_look: Timestamp(0),
-        staged: Vec::new(),
+        data_dir,
     };
-    (engine, Handle { inputs: sender })
+    Ok((engine, Handle { inputs: sender }))
 }
 
 #[expect(clippy::disallowed_methods, reason = "spacing commits is about real time, and nothing that is stored depends on it")]
@@ -213,10 +225,12 @@ impl Engine {
             };
             if stop {
                 // No slot is closed early: a restart raises no alarm.
-                self.keeper.checkpoint(&mut self.machine, self.clock.now())?;
+                self.history.checkpoint(&mut self.machine, self.clock.now())?;
+                self.history.end()?;
                 info!(position = self.machine.position.0, "everything is on disk");
                 return Ok(());
             }
+            self.history.look_after(&mut self.machine)?;
             self.close_due()?;
             self.look_after_the_disk()?;
         }
@@ -232,13 +246,13 @@ impl Engine {
     /// Gathers batches until the gap since the last commit has passed and no more wait; commits them. Whether to stop.
     fn group(&mut self, first: Submission) -> Result<bool, disk::Error> {
         let mut group = vec![first];
-        let mut items = group[0].batch.items.len();
+        let mut timings = group[0].batch.timings();
         let mut other = None;
-        while items < GROUP_ITEMS_MAX && other.is_none() {
+        while timings < GROUP_TIMINGS_MAX && other.is_none() {
             let wait = COMMIT_GAP.saturating_sub(self.last_commit.elapsed());
             match self.inputs.recv_timeout(wait) {
                 Ok(Input::Batch(next)) => {
-                    items += next.batch.items.len();
+                    timings += next.batch.timings();
                     group.push(next);
                 }
                 Ok(input) => other = Some(input),
@@ -252,13 +266,12 @@ impl Engine {
     fn handle(&mut self, input: Input) -> Result<bool, disk::Error> {
         match input {
             Input::Batch(batch) => return self.group(batch),
-            Input::Look(look) => look(&self.machine, &self.keeper),
+            Input::Look(look) => look(&self.machine, &self.history),
             Input::Stop => return Ok(true),
             Input::Decide(command, reply) => {
                 let decided = self.machine.judge.decide(command);
                 if let Ok(record) = &decided {
-                    self.stage(record.clone().into());
-                    self.commit()?;
+                    self.record(&record.clone().into())?;
                 }
                 // Whoever asked may have gone away; it stands all the same.
                 drop(reply.send(decided));
@@ -308,7 +321,7 @@ impl Engine {
             }
         }
         let batches: Vec<&Batch> = taken.iter().map(|(s, _)| &s.batch).collect();
-        let mut delta = self.machine.fold(&batches, &mut Vec::new());
+        let mut delta = self.machine.fold(&batches);
         for (total, more) in delta.fates.iter_mut().zip(fates.into_iter().zip(self.refusals.take()).map(|(a, b)| a + b)) {
             *total += more;
         }
@@ -320,41 +333,55 @@ impl Engine {
         }
         delta.batches = taken.iter_mut().filter_map(|(_, c)| c.take()).chain(conflicts).collect();
         answered.extend(taken.into_iter().map(|(s, _)| (s.reply, Answer::Committed)));
-        if delta != Delta::default() {
-            self.stage(delta);
-        }
-        self.commit()?;
+        let position = if delta == Delta::default() { None } else { Some(self.write(&delta)?) };
         for (reply, answer) in answered {
             // Whoever sent it may have gone away; it is on disk all the same.
             drop(reply.send(answer));
         }
+        if let Some(position) = position {
+            self.apply(position, &delta)?;
+        }
         if again.is_empty() { Ok(()) } else { self.commit_batches(again) }
     }
 
-    /// Adds a frame to the next commit and takes it in. Nobody sees it before it is on disk: looks, answers and notifications come after the commit.
-    fn stage(&mut self, delta: Delta) {
-        let position = self.log.stage(&delta.to_sections());
-        let effects = self.machine.apply(position, &delta);
-        self.staged.push((position, delta, effects));
+    /// Writes a frame and takes it in.
+    fn record(&mut self, delta: &Delta) -> Result<(), disk::Error> {
+        let position = self.write(delta)?;
+        self.apply(position, delta)
     }
 
-    fn commit(&mut self) -> Result<(), disk::Error> {
+    /// Writes a frame; it is on disk then.
+    fn write(&mut self, delta: &Delta) -> Result<Position, disk::Error> {
         let start = now_instant();
+        let position = self.log.stage(&delta.to_sections());
         self.log.commit().map_err(|e| self.lost(e))?;
         self.last_commit = now_instant();
-        // History and index follow the log and never lead it: a position that a crash takes back is given to another frame.
-        for (position, delta, effects) in std::mem::take(&mut self.staged) {
-            self.keeper.keep(&self.machine, position, &delta, &effects)?;
-            for record in delta.records {
-                if let Record::SlotClosed(SlotClosed { notifications, .. }) | Record::Configured { notifications, .. } = record
-                    && !notifications.is_empty()
-                {
-                    (self.notify)(notifications);
-                }
-            }
-        }
         self.gauges.commits.fetch_add(1, Ordering::Relaxed);
         self.gauges.commit_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
+        Ok(position)
+    }
+
+    /// Takes in a frame that is on disk: state, history and index follow the log and never lead it.
+    fn apply(&mut self, position: Position, delta: &Delta) -> Result<(), disk::Error> {
+        let first_new = self.machine.catalogue.next_id();
+        let effects = self.machine.apply(position, delta);
+        if !delta.endpoints.is_empty() {
+            self.known.add(self.machine.catalogue.numbered_from(first_new));
+        }
+        keep_said(&self.history.index, position, delta, &effects)?;
+        let frame = Frame::of(&self.machine, position, delta, &effects);
+        self.history.keep(&mut self.machine, frame)?;
+        if !effects.made_critical.is_empty() {
+            self.history.flush(&mut self.machine)?;
+            complete_totals(&self.history.index, &self.reader, &mut self.machine, &effects.made_critical)?;
+        }
+        for record in &delta.records {
+            if let Record::SlotClosed(SlotClosed { notifications, .. }) | Record::Configured { notifications, .. } = record
+                && !notifications.is_empty()
+            {
+                (self.notify)(notifications.clone());
+            }
+        }
         Ok(())
     }
 
@@ -372,17 +399,13 @@ impl Engine {
         while let Some(end) = self.machine.next_close(target) {
             failpoint::pass("in slot close");
             let delta = self.machine.close(end);
-            self.stage(delta);
+            self.record(&delta)?;
             closes += 1;
-            if closes % CLOSES_MAX == 0 {
-                self.commit()?;
-            }
         }
         if closes > 0 {
             self.gauges.judge_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
-            self.commit()?;
-            if self.keeper.is_due(now) {
-                self.keeper.checkpoint(&mut self.machine, now)?;
+            if self.history.is_due(now) {
+                self.history.checkpoint(&mut self.machine, now)?;
                 self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -397,10 +420,9 @@ impl Engine {
         self.last_disk_look = now;
         // What was refused is counted even when nothing else comes.
         if self.refusals.any() {
-            self.stage(Delta { fates: self.refusals.take(), ..Delta::default() });
-            self.commit()?;
+            self.record(&Delta { fates: self.refusals.take(), ..Delta::default() })?;
         }
-        if let Some(free) = self.keeper.free_bytes() {
+        if let Some(free) = disk::free_bytes(&self.data_dir) {
             let full = free < self.free_bytes_min;
             if full != self.disk_full.swap(full, Ordering::Relaxed) {
                 warn!(free_bytes = free, full, "room on the disk");

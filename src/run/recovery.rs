@@ -2,18 +2,22 @@
 //!
 //! Code never decides the past again: recovery only applies what stands in the log.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
 
 use tracing::{info, warn};
 
 use super::disk::{Error, Keeper, Retention};
+use crate::counting::Cell;
+use crate::endpoint::EndpointId;
 use crate::history::catalogue::Limits;
-use crate::history::closed_periods::Files;
+use crate::history::closed_periods::{Files, Reader};
 use crate::history::index::{self, Index};
+use crate::history::open_slots::Row;
 use crate::ingest::batch_keys::KEEP_MS;
 use crate::judge::{Promise, Promises};
-use crate::log::file::{self, Log, Reader, Torn};
+use crate::log::file::{self, Log, Torn};
 use crate::log::record::Position;
 use crate::log::snapshot;
 use crate::machine::{Delta, Machine};
@@ -91,11 +95,12 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
     };
     let machine = match restored {
         Some(mut machine) => {
-            for frame in Reader::log(data_dir, machine.position.next())? {
+            for frame in file::Reader::log(data_dir, machine.position.next())? {
                 let frame = frame?;
                 let delta = Delta::from_frame(&frame)?;
                 let effects = machine.apply(frame.position, &delta);
                 keeper.keep(&machine, frame.position, &delta, &effects)?;
+                complete_totals(&keeper.index, &keeper.reader(), &mut machine, &effects.made_critical)?;
             }
             machine
         }
@@ -191,16 +196,53 @@ impl Keeper {
                 machine.judge.count_past_hour(row.endpoint, Slot::containing(block.period), &row.cell);
             }
         }
-        let (day, hour) = (Tier::Day.period_of(end), Tier::Hour.period_of(end));
-        for (tier, from, to) in [(Tier::Day, Timestamp(0), day), (Tier::Hour, day, hour), (Tier::Minute, hour, end)] {
-            for block in all(tier, from, to)? {
-                for row in reader.rows_where(&block, |_| true)? {
-                    if let Some(total) = machine.totals.get_mut(row.endpoint.0 as usize) {
-                        total.merge(&row.cell);
-                    }
+        visit_past(
+            &self.index,
+            &reader,
+            end,
+            |_| true,
+            |row| {
+                if let Some(total) = machine.totals.get_mut(row.endpoint.0 as usize) {
+                    total.add_cell(&row.cell);
                 }
-            }
-        }
-        Ok(())
+            },
+        )
     }
+}
+
+/// Every row of the past once, of the coarsest tier that has it.
+fn visit_past(index: &Index, reader: &Reader, end: Timestamp, wanted: impl Fn(EndpointId) -> bool + Copy, mut visit: impl FnMut(&Row)) -> Result<(), Error> {
+    let (day, hour) = (Tier::Day.period_of(end), Tier::Hour.period_of(end));
+    for (tier, from, to) in [(Tier::Day, Timestamp(0), day), (Tier::Hour, day, hour), (Tier::Minute, hour, end)] {
+        for block in index.blocks(tier, from, to)? {
+            reader.rows_where(&block, wanted)?.iter().for_each(&mut visit);
+        }
+    }
+    Ok(())
+}
+
+/// Completes the totals of endpoints that became critical with what history, written up to the machine's position, and open slots have of them.
+pub(super) fn complete_totals(index: &Index, reader: &Reader, machine: &mut Machine, made_critical: &[EndpointId]) -> Result<(), Error> {
+    let mut past: BTreeMap<EndpointId, Cell> = made_critical.iter().map(|id| (*id, Cell::default())).collect();
+    if past.is_empty() {
+        return Ok(());
+    }
+    visit_past(
+        index,
+        reader,
+        machine.history_to(),
+        |id| made_critical.contains(&id),
+        |row| {
+            if let Some(cell) = past.get_mut(&row.endpoint) {
+                cell.merge(&row.cell);
+            }
+        },
+    )?;
+    for (id, mut cell) in past {
+        for (_, open) in machine.open.of(id) {
+            cell.merge(&open);
+        }
+        machine.totals[id.0 as usize].cell = Some(Box::new(cell));
+    }
+    Ok(())
 }

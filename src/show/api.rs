@@ -285,7 +285,7 @@ async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -
                 Some(json!({
                     "service": entry.key.service, "env": entry.key.env, "kind": entry.key.kind, "method": entry.key.method, "route": entry.key.route,
                     "critical": machine.is_critical(entry), "state": state_of(machine, id),
-                    "requests": total.total().weight, "failures": total.failures().weight,
+                    "requests": total.requests(), "failures": total.failures(),
                 }))
             });
             list.collect::<Vec<Value>>()

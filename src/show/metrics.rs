@@ -16,6 +16,7 @@ use super::{Scene, Site};
 use crate::counting::{Cell, Outcome};
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::histogram::quantile::Quantile;
+use crate::history::totals::Total;
 use crate::ingest::Fate;
 use crate::ingest::http::Refusal;
 use crate::notify::outbox::LaneStatus;
@@ -118,7 +119,7 @@ fn exported(scene: &Scene<'_>, limit: usize) -> Vec<EndpointId> {
         .iter()
         .zip(&machine.totals)
         .zip(0_u32..)
-        .map(|((e, total), id)| (!machine.is_critical(e), u64::MAX - total.total().weight, EndpointId(id)))
+        .map(|((e, total), id)| (!machine.is_critical(e), u64::MAX - total.requests(), EndpointId(id)))
         .collect();
     all.sort_unstable();
     let critical = all.iter().filter(|e| !e.0).count();
@@ -200,16 +201,16 @@ fn of_endpoints(scene: &Scene<'_>, exported: &[EndpointId]) -> Vec<MetricFamily>
     );
     let mut open: std::collections::HashMap<EndpointId, Cell> = std::collections::HashMap::new();
     for (_, id, cell) in machine.open.cells() {
-        open.entry(id).or_default().merge(cell);
+        open.entry(id).or_default().merge(&cell);
     }
     for &id in exported {
         let (Some(entry), total) = (machine.catalogue.entry(id), &machine.totals[id.0 as usize]) else { continue };
         let labels = labels_of(&entry.key);
         for outcome in Outcome::ALL {
-            requests.counter(with(labels.clone(), "outcome", outcome.name()), total.outcomes[outcome as usize].weight);
+            requests.counter(with(labels.clone(), "outcome", outcome.name()), total.outcomes[outcome as usize]);
         }
         let critical = machine.is_critical(entry);
-        durations.metric(labels.clone()).set_histogram(classic(total, critical));
+        durations.metric(labels.clone()).set_histogram(classic(total));
         if let Some(cell) = open.get(&id).filter(|_| critical) {
             recent.metric(with(labels, "window", "1m")).set_summary(summary(cell, total));
         }
@@ -217,16 +218,16 @@ fn of_endpoints(scene: &Scene<'_>, exported: &[EndpointId]) -> Vec<MetricFamily>
     vec![requests.0, durations.0, recent.0]
 }
 
-fn classic(total: &Cell, critical: bool) -> Histogram {
+fn classic(total: &Total) -> Histogram {
     let mut histogram = Histogram::default();
-    histogram.set_sample_count(total.total().weight);
+    histogram.set_sample_count(total.requests());
     histogram.set_sample_sum(float(total.sum_us) / 1e6);
-    if critical {
-        let mut bounds: Vec<u64> = BOUNDS_US.into_iter().chain(total.thresholds.iter().map(|t| t.threshold_us)).collect();
+    if let Some(cell) = &total.cell {
+        let mut bounds: Vec<u64> = BOUNDS_US.into_iter().chain(cell.thresholds.iter().map(|t| t.threshold_us)).collect();
         bounds.sort_unstable();
         bounds.dedup();
         let buckets = bounds.into_iter().map(|us| {
-            let count = total.at_threshold(us);
+            let count = cell.at_threshold(us);
             let mut bucket = Bucket::default();
             bucket.set_upper_bound(float(us) / 1e6);
             bucket.set_cumulative_count(count.within.weight + count.failed_within.weight);
@@ -238,11 +239,11 @@ fn classic(total: &Cell, critical: bool) -> Histogram {
 }
 
 /// Quantiles of what is recent; sum and count of everything, since they are counters.
-fn summary(recent: &Cell, total: &Cell) -> Summary {
+fn summary(recent: &Cell, total: &Total) -> Summary {
     let mut all = recent.passed.clone();
     all.merge(&recent.failed);
     let mut summary = Summary::default();
-    summary.set_sample_count(total.total().weight);
+    summary.set_sample_count(total.requests());
     summary.set_sample_sum(float(total.sum_us) / 1e6);
     let quantiles = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)].into_iter().filter_map(|(text, number)| {
         let us = all.quantile_us(Quantile::parse(text).ok()?)?;
