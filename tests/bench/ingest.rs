@@ -25,6 +25,9 @@ struct Row<'a> {
 /// At least so long is parsed.
 const PARSE_NS: f64 = 4e8;
 
+/// The thread of the server that commits; when it uses a whole core, more cores do not help.
+const ENGINE: &str = "engine";
+
 /// Between two batches of a connection at moderate load: 64 connections with 100 timings a batch send 200k a second.
 const MODERATE: Duration = Duration::from_millis(32);
 
@@ -66,6 +69,7 @@ struct Rates {
     parse: Vec<f64>,
     of_parse: Vec<f64>,
     cores: Vec<f64>,
+    engine: Vec<f64>,
     wall: Vec<f64>,
     generator: Vec<f64>,
 }
@@ -83,7 +87,9 @@ pub fn json(bench: &mut Bench) {
         for (mix, _, batches, rates) in &mut variants {
             let at = usize::from(mix.endpoints > 10_000);
             rates.parse.push(parse_only(batches));
+            let engine_s = servers[at].thread_cpu_s(ENGINE);
             let (done, cpu_s) = measured(&servers[at], &Load::saturating(servers[at].address, &JSON, batches, bench.round()));
+            rates.engine.push((servers[at].thread_cpu_s(ENGINE) - engine_s) / done.wall_s);
             accepted[at] += done.accepted;
             rates.per_core.push(done.accepted as f64 / cpu_s);
             rates.of_parse.push(100.0 * rates.per_core.last().unwrap() / rates.parse.last().unwrap());
@@ -99,6 +105,7 @@ pub fn json(bench: &mut Bench) {
         bench.table.row(&format!("{what}: parse only"), "/s/core", &rates.parse, Target::None);
         bench.table.row(&format!("{what}: wall"), "/s", &rates.wall, Target::None);
         bench.table.row(&format!("{what}: the server used"), "cores", &rates.cores, Target::None);
+        bench.table.row(&format!("{what}: of it the thread `{ENGINE}`"), "cores", &rates.engine, Target::None);
         bench.table.row(&format!("{what}: the generator used"), "cores", &rates.generator, Target::None);
     }
     for (server, accepted) in servers.iter().zip(accepted) {

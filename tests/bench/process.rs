@@ -138,6 +138,18 @@ impl Server {
         (fields[14 - 3] + fields[15 - 3]) / TICKS_PER_S
     }
 
+    /// The same of one of its threads; 0 where none has the name.
+    pub fn thread_cpu_s(&self, name: &str) -> f64 {
+        let process = self.child.id();
+        let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
+        let named = threads.filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name));
+        let ticks = named.map(|thread| {
+            let fields = stat(&format!("{process}/task/{}", thread.file_name().display()));
+            fields[14 - 3] + fields[15 - 3]
+        });
+        ticks.sum::<f64>() / TICKS_PER_S
+    }
+
     /// `VmRSS` (now) or `VmHWM` (at most), in MiB.
     pub fn memory_mib(&self, name: &str) -> f64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
