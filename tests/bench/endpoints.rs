@@ -1,10 +1,11 @@
 //! Many endpoints: memory, what closing periods does to answers, scrapes, bytes on disk; and what a question costs.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::answers::Answers;
 use super::ingest::{check_count, measured};
-use super::load::{BATCHES, CONNECTIONS, Done, Load, now_ms, run};
+use super::load::{BATCHES, Done, Load, now_ms, run};
 use super::process::{Server, folder_bytes, get};
 use super::table::{Table, Target};
 use super::traffic::{JSON, Mix, Popularity};
@@ -13,16 +14,19 @@ use super::{Bench, SEED};
 const MIXED: Mix = Mix { popularity: Popularity::Mixed, endpoints: 100_000 };
 const STEADY: Mix = Mix { popularity: Popularity::Uniform, endpoints: 10_000 };
 
-const PER_BATCH: usize = 100;
+/// Timings a batch.
+const MIXED_PER_BATCH: usize = 1_000;
+const STEADY_PER_BATCH: usize = 100;
 
 /// 1.2 GB.
 const MEMORY_MIB: f64 = 1_144.0;
 
 /// Enough to hold each endpoint several times.
-const MIXED_BATCHES: usize = 20 * BATCHES;
+const MIXED_BATCHES: usize = 2 * BATCHES;
+const STEADY_BATCHES: usize = 5 * BATCHES;
 
-/// 64 connections with 100 timings each: 200k a second.
-const MIXED_INTERVAL: Duration = Duration::from_millis(32);
+/// 64 connections with 1,000 timings each: 200k a second, 20 in a slot for the mean endpoint.
+const MIXED_INTERVAL: Duration = Duration::from_millis(320);
 
 /// 16 connections with 100 timings each: 100 a minute for each of 10k endpoints.
 const STEADY_INTERVAL: Duration = Duration::from_millis(96);
@@ -33,31 +37,33 @@ const JUDGE_AFTER_S: u64 = 15;
 /// What happens to a server of [`MIXED`] and one of [`STEADY`] at the same time.
 pub fn endpoints(bench: &mut Bench) {
     let (mixed, steady) = (bench.server("endpoints-100k", MIXED), bench.server("endpoints-10k", STEADY));
-    let (mixed_batches, steady_batches) = (MIXED.batches(SEED, MIXED_BATCHES, PER_BATCH), STEADY.batches(SEED, MIXED_BATCHES, PER_BATCH));
+    let (mixed_batches, steady_batches) = (MIXED.batches(SEED, MIXED_BATCHES, MIXED_PER_BATCH), STEADY.batches(SEED, STEADY_BATCHES, STEADY_PER_BATCH));
     let accepted = [mixed.taken(), steady.taken()];
     bench.table.row("100k endpoints known, one timing each: resident", "MiB", &[mixed.memory_mib("VmRSS")], Target::None);
     // A whole minute must begin, end and be closed.
     let until_minute_s = 60 - now_ms() as u64 / 1_000 % 60;
     let length = Duration::from_secs(until_minute_s + if bench.long { 205 } else { 85 });
-    let load = |server: &Server, batches, connections, interval| Load {
-        connections,
-        interval: Some(interval),
-        ..Load::saturating(server.address, &JSON, batches, length)
-    };
-    let mixed_load = load(&mixed, &mixed_batches, CONNECTIONS, MIXED_INTERVAL);
-    let steady_load = load(&steady, &steady_batches, 16, STEADY_INTERVAL);
-    let mixed_load = Load { batches: &mixed_batches, ..mixed_load };
-    let mut history = [0, 0];
-    let (mut done, mut other) = ((Done::default(), 0.0), Done::default());
+    let mixed_load = Load { interval: Some(MIXED_INTERVAL), ..Load::saturating(mixed.address, &JSON, &mixed_batches, length) };
+    let steady_load = Load { connections: 16, interval: Some(STEADY_INTERVAL), ..Load::saturating(steady.address, &JSON, &steady_batches, length) };
+    let (mut done, mut other, mut history) = ((Done::default(), 0.0), Done::default(), Vec::new());
     std::thread::scope(|scope| {
         let first = scope.spawn(|| measured(&mixed, &mixed_load));
         let second = scope.spawn(|| run(&steady_load));
-        // The minute before is closed by then, the whole one is not.
-        std::thread::sleep(Duration::from_secs(until_minute_s + 45));
-        history = [&mixed, &steady].map(minutes_bytes);
+        let start = Instant::now();
+        while start.elapsed() < length {
+            std::thread::sleep(Duration::from_secs(1));
+            history.push([&mixed, &steady].map(minutes_bytes));
+        }
         done = first.join().unwrap();
         other = second.join().unwrap();
     });
+    // The minute before the first whole one is closed by then, that one is not.
+    let before = history[until_minute_s as usize + 44];
+    for (at, name) in ["100k", "10k"].into_iter().enumerate() {
+        let written = history.windows(2).enumerate().filter(|(_, pair)| pair[1][at] > pair[0][at]);
+        let written: Vec<String> = written.map(|(s, pair)| format!("{} kB after {} s", (pair[1][at] - pair[0][at]) / 1_000, s + 2)).collect();
+        Table::note(&format!("{name} endpoints, minutes written: {}; the first whole minute began after {until_minute_s} s", written.join(", ")));
+    }
     let ((done, cpu_s), minutes) = (done, if bench.long { 3.0 } else { 1.0 });
     bench.table.row("100k endpoints, 200k timings/s: the server used", "cores", &[cpu_s / done.wall_s], Target::None);
     bench.table.row("100k endpoints: wall", "/s", &[done.accepted as f64 / done.wall_s], Target::None);
@@ -66,7 +72,7 @@ pub fn endpoints(bench: &mut Bench) {
     bench.table.row("100k endpoints, at most: resident", "MiB", &[mixed.memory_mib("VmHWM")], Target::None);
     bench.table.row("10k endpoints, 100 timings a minute each: resident", "MiB", &[steady.memory_mib("VmRSS")], Target::None);
     closing(bench, &done);
-    for (server, before, endpoints) in [(&steady, history[1], 10_000.0), (&mixed, history[0], 100_000.0)] {
+    for (server, before, endpoints) in [(&steady, before[1], 10_000.0), (&mixed, before[0], 100_000.0)] {
         let bytes = (minutes_bytes(server) - before) as f64 / endpoints / minutes;
         if endpoints < 100_000.0 {
             bench.table.row("disk, 100 timings a minute: endpoint-minute", "B", &[bytes], Target::None);
@@ -99,6 +105,15 @@ fn closing(bench: &mut Bench, done: &Done) {
         }
         Table::note(&format!("{} answers", answers.len()));
     }
+    let mut by_second = BTreeMap::new();
+    for (second, took_us) in &done.answers {
+        let longest = by_second.entry(*second).or_insert(0);
+        *longest = (*took_us).max(*longest);
+    }
+    let mut seconds: Vec<_> = by_second.into_iter().collect();
+    seconds.sort_by_key(|s| std::cmp::Reverse(s.1));
+    let longest: Vec<String> = seconds.iter().take(5).map(|(second, took_us)| format!("{} ms at :{:02}", took_us / 1_000, second % 60)).collect();
+    Table::note(&format!("the longest, by the second of the minute in which they were asked for: {}", longest.join(", ")));
 }
 
 fn minutes_bytes(server: &Server) -> u64 {

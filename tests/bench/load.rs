@@ -5,9 +5,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Barrier;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::SEED;
 use super::answers::micros;
 use super::process::own_cpu_s;
-use super::traffic::{Format, Timing};
+use super::traffic::{Format, Random, Timing};
 
 /// As many as an ordinary fleet keeps open.
 pub const CONNECTIONS: usize = 64;
@@ -15,7 +16,7 @@ pub const CONNECTIONS: usize = 64;
 /// Each connection has five batches of its own, so 320 different ones are under way.
 pub const BATCHES: usize = 5 * CONNECTIONS;
 
-/// A batch older than this is made anew, so that its timings are of now.
+/// A batch older than this is made anew, with other durations, so that its timings are of now and histograms fill as they do in life.
 const FRESH: Duration = Duration::from_secs(2);
 
 /// No answer takes this long.
@@ -92,15 +93,15 @@ pub fn run(load: &Load<'_>) -> Done {
 }
 
 /// A whole request.
-struct Request<'a> {
-    timings: &'a [Timing],
+struct Request {
+    timings: Vec<Timing>,
     bytes: Vec<u8>,
     made: Instant,
 }
 
-impl<'a> Request<'a> {
-    fn new(load: &Load<'_>, timings: &'a [Timing]) -> Self {
-        let mut request = Self { timings, bytes: Vec::new(), made: Instant::now() };
+impl Request {
+    fn new(load: &Load<'_>, timings: &[Timing]) -> Self {
+        let mut request = Self { timings: timings.to_vec(), bytes: Vec::new(), made: Instant::now() };
         request.make(load);
         request
     }
@@ -108,7 +109,7 @@ impl<'a> Request<'a> {
     fn make(&mut self, load: &Load<'_>) {
         let Format { path, content_type, encode, .. } = load.format;
         let mut body = Vec::with_capacity(self.bytes.len());
-        encode(self.timings, now_ms(), &mut body);
+        encode(&self.timings, now_ms(), &mut body);
         self.bytes.clear();
         let (address, length) = (load.address, body.len());
         write!(self.bytes, "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n").unwrap();
@@ -119,11 +120,12 @@ impl<'a> Request<'a> {
 
 fn connection(load: &Load<'_>, number: usize, barrier: &Barrier) -> Done {
     let own = load.batches.iter().skip(number).step_by(load.connections);
-    let mut requests: Vec<Request<'_>> = own.map(|timings| Request::new(load, timings)).collect();
+    let mut requests: Vec<Request> = own.map(|timings| Request::new(load, timings)).collect();
     let mut stream = TcpStream::connect(load.address).unwrap();
     stream.set_nodelay(true).unwrap();
     stream.set_read_timeout(Some(ANSWER_WAIT)).unwrap();
     let mut done = Done::default();
+    let mut random = Random(SEED + number as u64);
     barrier.wait();
     let start = Instant::now();
     // Connections take turns within an interval.
@@ -141,6 +143,9 @@ fn connection(load: &Load<'_>, number: usize, barrier: &Barrier) -> Done {
         let count = requests.len();
         let request = &mut requests[turn % count];
         if request.made.elapsed() > FRESH {
+            for timing in &mut request.timings {
+                timing.redraw(&mut random);
+            }
             request.make(load);
         }
         // Behind a slow answer the next counts from when it was due; a late wake-up of this thread is not the server's.

@@ -74,7 +74,7 @@ fn config(mix: Mix) -> String {
 /// A section: its name, what it measures, and how.
 type Section = (&'static str, &'static str, fn(&mut Bench));
 
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 9] = [
     ("json", "timings a second for each core of the server, as JSON over HTTP, answered when on disk", ingest::json),
     ("answers", "how long an answer takes, 64 connections, 100 timings a batch, 10k endpoints", ingest::answers),
     ("log", "bytes of the log for each timing", ingest::log),
@@ -83,6 +83,7 @@ const SECTIONS: [Section; 8] = [
     ("start", "from exec to /readyz after kill -9 under load, 10k endpoints, files in the page cache", start::start),
     ("replay", "recorded timings through `slowburn replay`", replay::replay),
     ("peer-victoriametrics", "the same timings into VictoriaMetrics as samples", peers::victoria_metrics),
+    ("peer-prometheus", "Prometheus scrapes /metrics with 10k endpoints", peers::prometheus),
 ];
 
 fn main() -> ExitCode {

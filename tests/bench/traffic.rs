@@ -49,7 +49,7 @@ pub enum Popularity {
     Zipf,
     /// All the same.
     Uniform,
-    /// Every other timing is uniform, so that each endpoint is active; the rest is Zipf.
+    /// Every other timing goes to each endpoint in turn, so that all are active; the rest is Zipf.
     Mixed,
 }
 
@@ -74,10 +74,14 @@ impl Mix {
     pub fn batches(self, seed: u64, count: usize, timings_per_batch: usize) -> Vec<Vec<Timing>> {
         let mut random = Random(seed);
         let ranks = Ranks::new(self.endpoints);
-        let mut uniform = self.popularity == Popularity::Uniform;
+        let mut turn = 0;
         let mut draw = || {
-            uniform ^= self.popularity == Popularity::Mixed;
-            let endpoint = if uniform { random.below(u64::from(self.endpoints)) as u32 } else { ranks.endpoint(random.unit()) };
+            turn += 1;
+            let endpoint = match self.popularity {
+                Popularity::Uniform => random.below(u64::from(self.endpoints)) as u32,
+                Popularity::Mixed if turn % 2 == 0 => in_turn(turn / 2, self.endpoints),
+                Popularity::Zipf | Popularity::Mixed => ranks.endpoint(random.unit()),
+            };
             Timing::draw(endpoint, &mut random)
         };
         (0..count).map(|_| (0..timings_per_batch).map(|_| draw()).collect()).collect()
@@ -107,9 +111,14 @@ impl Ranks {
     fn endpoint(&self, unit: f64) -> u32 {
         let count = self.0.len();
         let rank = self.0.partition_point(|sum| *sum < unit * self.0[count - 1]).min(count - 1);
-        // The busiest are not the first known: 7,919 is prime and divides no number of endpoints in use.
-        (rank as u64 * 7_919 % count as u64) as u32
+        // The busiest are not the first known.
+        in_turn(rank as u64, count as u32)
     }
+}
+
+/// Each endpoint once, in an order that is not that of their numbers: 7,919 is prime and divides no number of endpoints in use.
+fn in_turn(turn: u64, endpoints: u32) -> u32 {
+    (turn * 7_919 % u64::from(endpoints)) as u32
 }
 
 /// One timing, before it has a form.
@@ -129,6 +138,11 @@ impl Timing {
             _ => 200,
         };
         Self { endpoint, age_ms: random.below(AGE_MS_MAX) as u16, status, duration_us: random.duration_us(MEDIAN_US) }
+    }
+
+    /// Gives it another duration.
+    pub fn redraw(&mut self, random: &mut Random) {
+        self.duration_us = random.duration_us(MEDIAN_US);
     }
 
     fn ts_ms(&self, now_ms: i64) -> i64 {
