@@ -58,7 +58,7 @@ pub struct Done {
     pub wall_s: f64,
     /// CPU seconds of the generator.
     pub generator_cpu_s: f64,
-    /// The Unix second in which each answer was due to be asked for, and how long it took.
+    /// The Unix second in which each batch was sent, and how many microseconds after it was due, or sent, its answer was there.
     pub answers: Vec<(u64, u32)>,
 }
 

@@ -14,8 +14,9 @@ const LOAD: Duration = Duration::from_secs(10);
 pub fn start(bench: &mut Bench) {
     let mix = Mix { popularity: Popularity::Zipf, endpoints: 10_000 };
     let batches = mix.batches(SEED, BATCHES, 1_000);
-    let (mut ready_s, mut log_mb, mut timings) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut empty_s, mut ready_s, mut log_mb, mut timings) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..bench.rounds {
+        empty_s.push(Server::start(&bench.folder(&format!("start-empty-{round}")), &config(mix)).1.as_secs_f64());
         let name = format!("start-{round}");
         let server = bench.server(&name, mix);
         let before = server.taken();
@@ -33,6 +34,7 @@ pub fn start(bench: &mut Bench) {
         assert!((done.accepted..=done.sent).contains(&taken), "{} were answered and {} sent, and {taken} are there", done.accepted, done.sent);
         timings.push(taken as f64);
     }
+    bench.table.row("exec to /readyz 200, empty directory", "s", &empty_s, Target::None);
     bench.table.row("exec to /readyz 200", "s", &ready_s, Target::AtMost(1.5));
     bench.table.row("timings since the last snapshot, at most", "", &timings, Target::None);
     bench.table.row("log", "MB", &log_mb, Target::None);
