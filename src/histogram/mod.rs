@@ -5,6 +5,7 @@
 //! endpoint has three values. The grid is the crate's, bucket for bucket (a test holds it), so conversion loses nothing.
 
 pub mod codec;
+pub mod dense;
 pub mod grid;
 pub mod quantile;
 

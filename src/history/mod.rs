@@ -6,3 +6,4 @@ pub mod closed_periods;
 pub mod index;
 pub mod open_slots;
 pub mod query;
+pub mod sum;
