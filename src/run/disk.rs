@@ -12,6 +12,7 @@ use crate::history::closed_periods::{self, Files};
 use crate::history::index::{self, Index};
 use crate::history::open_slots::Row;
 use crate::history::query::Kept;
+use crate::history::roll_up::RollUp;
 use crate::judge::Record;
 use crate::log::file::{self, Reader};
 use crate::log::record::{Kind, Position, Section};
@@ -164,11 +165,10 @@ impl Keeper {
             if self.has(coarse, period, position)? {
                 continue;
             }
-            let mut rows = BTreeMap::new();
-            for block in fine_blocks.iter().filter(|b| b.name <= position) {
-                merge_rows(&mut rows, &reader.rows_where(block, |_| true)?);
+            let known: Vec<_> = fine_blocks.into_iter().filter(|b| b.name <= position).collect();
+            if let Some(block) = RollUp::begin(&reader, coarse, period, position, &known)?.finish(&mut self.files)? {
+                self.index.put_block(&block)?;
             }
-            self.put(coarse, period, position, &rows.into_values().collect::<Vec<_>>())?;
         }
         Ok(())
     }
