@@ -190,6 +190,15 @@ pub struct Effects {
     pub incidents: Vec<Incident>,
 }
 
+/// What was ever counted of an endpoint, in short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    /// Weights by [`crate::counting::Outcome`], in its order.
+    pub outcomes: [u64; 4],
+    /// The sum of durations in microseconds.
+    pub sum_us: u64,
+}
+
 /// The state.
 #[derive(Debug)]
 pub struct Machine {
@@ -396,6 +405,18 @@ impl Machine {
     #[must_use]
     pub fn is_critical(&self, entry: &Entry) -> bool {
         entry.marked == Marked::Critical || self.judge.promises().is_critical(&entry.key)
+    }
+
+    /// What was ever counted of an endpoint.
+    #[must_use]
+    pub fn total_of(&self, id: EndpointId) -> Total {
+        self.totals.get(id.0 as usize).map_or_else(Total::default, |cell| Total { outcomes: cell.outcomes.map(|t| t.weight), sum_us: cell.sum_us })
+    }
+
+    /// What was ever counted of a critical endpoint, with its histograms.
+    #[must_use]
+    pub fn cell_of(&self, id: EndpointId) -> Option<&Cell> {
+        self.totals.get(id.0 as usize)
     }
 
     /// Everything but the batch keys, which the index keeps.

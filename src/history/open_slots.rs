@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::reader::Wanted;
 use crate::counting::Cell;
 use crate::endpoint::EndpointId;
 use crate::histogram::codec::{Error, put_varint, take_varint};
-use crate::time::{Slot, Tier, Timestamp};
+use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
 
 /// What came into one slot of one endpoint.
 pub type SlotCell = (EndpointId, Slot, Cell);
@@ -53,6 +54,29 @@ impl OpenSlots {
     /// The cells there are.
     pub fn cells(&self) -> impl Iterator<Item = (Slot, EndpointId, &Cell)> {
         self.cells.iter().map(|((slot, id), cell)| (*slot, *id, cell))
+    }
+
+    /// Visits the cells of some endpoints in the slots that begin in a range.
+    pub fn visit(&self, wanted: &Wanted, range: TimeRange, mut visit: impl FnMut(Slot, EndpointId, &Cell)) {
+        let first_of = |at: Timestamp| Slot(u32::try_from(at.0.max(0).saturating_add(SLOT_MS - 1) / SLOT_MS).unwrap_or(u32::MAX));
+        let (mut at, end) = (first_of(range.from), first_of(range.to));
+        while let Some((&(slot, _), _)) = self.cells.range((at, EndpointId(0))..(end.max(at), EndpointId(0))).next() {
+            match wanted {
+                Wanted::All => {
+                    for ((_, id), cell) in self.cells.range((slot, EndpointId(0))..=(slot, EndpointId(u32::MAX))) {
+                        visit(slot, *id, cell);
+                    }
+                }
+                Wanted::These(ids) => {
+                    for id in ids {
+                        if let Some(cell) = self.cells.get(&(slot, *id)) {
+                            visit(slot, *id, cell);
+                        }
+                    }
+                }
+            }
+            at = slot.next();
+        }
     }
 
     /// Whether the minutes up to the end of `last` hold anything.
@@ -162,6 +186,15 @@ mod tests {
             open.add(EndpointId(3), Slot(slot), &cell(u64::from(slot)));
         }
         assert!(open.has_ended(Slot(11)));
+        let seen = |wanted: &Wanted, from: i64, to: i64| {
+            let mut slots = Vec::new();
+            open.visit(wanted, TimeRange { from: Timestamp(from), to: Timestamp(to) }, |slot, _, _| slots.push(slot.0));
+            slots
+        };
+        let (one, other) = (Wanted::These(vec![EndpointId(1), EndpointId(3)]), Wanted::These(vec![EndpointId(4)]));
+        assert_eq!(seen(&Wanted::All, 0, i64::MAX), [0, 6, 7, 11, 12]);
+        assert_eq!(seen(&one, 60_001, 120_000), [7, 11]);
+        assert_eq!((seen(&other, 0, i64::MAX), seen(&one, 90_000, 80_000)), (vec![], vec![]));
         let closed = open.close_minutes(Slot(12), |_| true);
         assert_eq!(closed.iter().map(|m| (m.start.0, m.rows[0].slots.len())).collect::<Vec<_>>(), [(0, 1), (60_000, 3)]);
         assert_eq!(open.cells().map(|c| c.0).collect::<Vec<_>>(), [Slot(12)]);

@@ -89,7 +89,10 @@ impl Keeper {
     /// Since when each tier is complete, as of now.
     #[must_use]
     pub fn kept(&self, machine: &Machine, now: Timestamp) -> Kept {
-        Kept { minutes_from: self.kept_from(Tier::Minute, now), hours_from: self.kept_from(Tier::Hour, now), closed_to: machine.history_to() }
+        let closed_to = machine.history_to();
+        let (minutes_from, hours_from) = (self.kept_from(Tier::Minute, now), self.kept_from(Tier::Hour, now));
+        // Roll-ups are done as soon as their period is closed.
+        Kept { minutes_from, hours_from, closed_to, hours_to: closed_to, days_to: closed_to }
     }
 
     /// Since when a tier is complete: from a whole period of the next coarser one, which answers for what was before.
