@@ -60,7 +60,7 @@ impl Durations {
 struct Hours {
     dir: tempfile::TempDir,
     index: Index,
-    hours: i64,
+    end: Timestamp,
 }
 
 impl Hours {
@@ -71,20 +71,20 @@ impl Hours {
             let block = files.append(Tier::Hour, Timestamp(hour * HOUR), Position(hour as u64 + 1), &rows(hour)).unwrap();
             index.put_block(&block).unwrap();
         }
-        Self { dir, index, hours }
+        Self { dir, index, end: Timestamp(hours * HOUR) }
     }
 
     /// By step; the whole as one without.
-    fn read(&self, wanted: Wanted, step: Option<i64>, open: &OpenSlots) -> Vec<(TimeRange, Cell)> {
-        let (end, old) = (Timestamp(self.hours * HOUR), Timestamp(0));
+    fn read(&self, wanted: &Wanted, step: Option<i64>, open: &OpenSlots) -> Vec<(TimeRange, Cell)> {
+        let (end, old) = (self.end, Timestamp(0));
         // No minutes are kept and no days are rolled up: hours answer.
         let kept = Kept { minutes_from: end, hours_from: old, closed_to: end, hours_to: end, days_to: old };
         let mut taken = query::take(kept, &self.index, Position(u64::MAX), wanted.clone());
         let whole = TimeRange { from: old, to: Timestamp(end.0 + 60_000) };
-        taken.add_open(open, &wanted, whole);
+        taken.add_open(open, wanted, whole);
         let step = step.unwrap_or(whole.to.0);
-        let stretches: Vec<_> = (0..).map(|n| n * step).take_while(|at| *at < whole.to.0).collect();
-        let stretches: Vec<_> = stretches.into_iter().map(|at| TimeRange { from: Timestamp(at), to: Timestamp(at + step) }).collect();
+        let starts = (0..=((whole.to.0 - 1) / step)).map(|n| n * step);
+        let stretches: Vec<_> = starts.map(|at| TimeRange { from: Timestamp(at), to: Timestamp(at + step) }).collect();
         let mut told = Vec::new();
         taken.read(&Reader::new(self.dir.path()), &stretches, Sum::default(), |range, cell| told.push((range, cell.clone()))).unwrap();
         told
@@ -105,10 +105,10 @@ fn many_routes_at_once_are_the_merge_of_single_ones() {
     }
     for wanted in [these(0..1), these((0..900).filter(|id| id % 3 == 0)), these(0..900), Wanted::All, these(850..870), these(std::iter::empty())] {
         for step in [None, Some(HOUR)] {
-            let at_once = hours.read(wanted.clone(), step, &open);
+            let at_once = hours.read(&wanted, step, &open);
             let mut merged: Vec<Cell> = vec![Cell::default(); at_once.len()];
             for id in (0..900).map(EndpointId).filter(|id| wanted.contains(*id)) {
-                for (sum, (_, cell)) in merged.iter_mut().zip(hours.read(Wanted::These(vec![id]), step, &open)) {
+                for (sum, (_, cell)) in merged.iter_mut().zip(hours.read(&Wanted::These(vec![id]), step, &open)) {
                     sum.merge(&cell);
                 }
             }
@@ -198,7 +198,7 @@ fn thirty_days_of_hours_of_ten_thousand_endpoints() {
             let runs = u32::max(runs, 1);
             let cpu = best(runs, || {
                 for wanted in &by_one {
-                    points = hours.read(wanted.clone(), Some(HOUR), &open).iter().filter_map(|(_, cell)| cell.passed.quantile_us(p99)).count();
+                    points = hours.read(wanted, Some(HOUR), &open).iter().filter_map(|(_, cell)| cell.passed.quantile_us(p99)).count();
                 }
             });
             println!(

@@ -3,7 +3,7 @@
 //! Layout: a head byte (bit 0: three digits; the rest: the form), then one of two forms, whichever is smaller.
 //! *Gaps*, for few values: the number of buckets, then for each the buckets left out before it, shifted by one bit; the bit says whether a count
 //! (less 2) follows, else it is 1. *Counts*, for many: the number of bytes, then the counts of an `HdrHistogram` V2 payload, which follow its head there:
-//! ZigZag numbers, those below zero standing for so many empty buckets. All numbers are LEB128. 20 values take about 23 bytes, 10,000 about 890.
+//! `ZigZag` numbers, those below zero standing for so many empty buckets. All numbers are LEB128. 20 values take about 23 bytes, 10,000 about 890.
 
 use super::{Digits, Histogram};
 

@@ -130,7 +130,7 @@ mod tests {
             let outcome = Outcome::ALL[((id + n) % 4) as usize];
             cell.record(outcome, Span::exact(u64::from(id * 31 + n * 1_000 + minute)), Tally { weight: 1 + u64::from(n), observed: 1 });
         }
-        Row { endpoint: EndpointId(id), slots: vec![(minute as u8 % 6, cell.counts_only())], cell }
+        Row { endpoint: EndpointId(id), slots: vec![((minute % 6).to_le_bytes()[0], cell.counts_only())], cell }
     }
 
     #[test]
