@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::disk::{Error, Keeper, Retention};
 use crate::history::catalogue::Limits;
-use crate::history::closed_periods::Files;
+use crate::history::closed_periods::{Files, Wanted};
 use crate::history::index::{self, Index};
 use crate::ingest::batch_keys::KEEP_MS;
 use crate::judge::{Promise, Promises};
@@ -191,14 +191,15 @@ impl Keeper {
                 machine.judge.count_past_hour(row.endpoint, Slot::containing(block.period), &row.cell);
             }
         }
-        let (day, hour) = (Tier::Day.period_of(end), Tier::Hour.period_of(end));
+        let (day, hour, mut reading) = (Tier::Day.period_of(end), Tier::Hour.period_of(end), reader.begin());
         for (tier, from, to) in [(Tier::Day, Timestamp(0), day), (Tier::Hour, day, hour), (Tier::Minute, hour, end)] {
             for block in all(tier, from, to)? {
-                for row in reader.rows_where(&block, |_| true)? {
+                // Row by row: a block of all endpoints is hundreds of megabytes in memory.
+                reading.each_row(&block, &Wanted::All, |row| {
                     if let Some(total) = machine.totals.get_mut(row.endpoint.0 as usize) {
                         total.merge(&row.cell);
                     }
-                }
+                })?;
             }
         }
         Ok(())

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::guard::Identified;
-use super::question::{Query, Question, bad};
+use super::question::{Query, Question, bad, ids_of};
 use super::{Scene, Site};
 use crate::counting::Cell;
 use crate::endpoint::EndpointId;
@@ -102,12 +102,12 @@ const LISTED_ENDPOINTS_MAX: usize = 500;
 
 /// Takes what answers the question at one moment. With very many endpoints it is a few moments, between which no slot was closed.
 async fn taken(site: &Site, question: &Question, range: TimeRange) -> Result<Taken, Refusal> {
+    let wanted = question.chosen(site).await?;
     for _ in 0..10 {
-        let asked = question.matcher();
+        let wanted = wanted.clone();
         let (mut taken, ids, judged_to) = site
             .look(move |scene| {
-                let wanted = asked.chosen(scene);
-                let ids = asked.ids(&wanted, scene);
+                let ids = ids_of(&wanted, scene);
                 let mut taken = query::take(scene.kept, scene.index, scene.machine.position, wanted);
                 let (now, later) = ids.split_at(ids.len().min(OPEN_ENDPOINTS_MAX));
                 taken.add_open(&scene.machine.open, &Wanted::These(now.to_vec()), range);
@@ -192,10 +192,10 @@ async fn counts(State(site): State<Site>, Query(question): Query<Question>) -> R
     let text = question.threshold.as_deref().ok_or_else(|| bad("threshold: expected a duration such as 137ms"))?;
     let threshold_us = parse_duration_us(text).map_err(|e| bad(format!("threshold: {e}")))?;
     let range = question.range(site.now())?;
-    let asked = question.matcher();
+    let wanted = question.chosen(&site).await?;
     let configured = site
         .look(move |scene| {
-            let mut chosen = asked.ids(&asked.chosen(scene), scene).into_iter().peekable();
+            let mut chosen = ids_of(&wanted, scene).into_iter().peekable();
             let promises = scene.machine.judge.promises();
             let counted = |id: EndpointId| scene.machine.catalogue.entry(id).is_some_and(|e| promises.counting_of(&e.key).0.contains(&threshold_us));
             chosen.peek().is_some() && chosen.all(counted)
@@ -214,8 +214,8 @@ async fn counts(State(site): State<Site>, Query(question): Query<Question>) -> R
 }
 
 async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
-    let asked = question.matcher();
-    let ids = site.look(move |scene| asked.ids(&asked.chosen(scene), scene)).await?;
+    let wanted = question.chosen(&site).await?;
+    let ids = site.look(move |scene| ids_of(&wanted, scene)).await?;
     let mut list: Vec<Value> = Vec::with_capacity(ids.len());
     for ids in ids.chunks(LISTED_ENDPOINTS_MAX) {
         let ids = ids.to_vec();
@@ -255,13 +255,8 @@ fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {
 }
 
 async fn objectives(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
-    let asked = question.matcher();
-    let list = site
-        .look(move |scene| {
-            let chosen = asked.chosen(scene);
-            scene.machine.judge.objectives().filter(|o| chosen.contains(o.endpoint)).collect::<Vec<_>>()
-        })
-        .await?;
+    let chosen = question.chosen(&site).await?;
+    let list = site.look(move |scene| scene.machine.judge.objectives().filter(|o| chosen.contains(o.endpoint)).collect::<Vec<_>>()).await?;
     Ok(Json(json!({"objectives": list})))
 }
 

@@ -16,7 +16,7 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 use prometheus::{Encoder as _, TextEncoder};
 
 use super::exposition::{Detail, Exported, Page};
-use super::question::{Query, Question};
+use super::question::{Query, Question, ids_of};
 use super::{Scene, Site};
 use crate::counting::Cell;
 use crate::endpoint::{EndpointId, EndpointKey};
@@ -64,27 +64,20 @@ async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -
 
 /// The endpoints that are asked for, without details; and which of them are critical.
 async fn exported(site: &Site, question: &Question) -> Result<(Vec<Exported>, Vec<EndpointId>), Refusal> {
-    let asked = question.matcher();
-    let (promises, ids) = site
-        .look(move |scene| {
-            // With one endpoint named it is looked up; else each look sorts out its own.
-            let wanted = if asked.names_one() { asked.chosen(scene) } else { Wanted::All };
-            (scene.machine.judge.promises().clone(), asked.ids(&wanted, scene))
-        })
-        .await?;
+    let wanted = question.chosen(site).await?;
+    let (promises, ids) = site.look(move |scene| (scene.machine.judge.promises().clone(), ids_of(&wanted, scene))).await?;
     let (mut all, mut critical) = (Vec::with_capacity(ids.len()), Vec::new());
     for ids in ids.chunks(LOOK_ENDPOINTS_MAX) {
-        let (ids, asked) = (ids.to_vec(), question.matcher());
+        let ids = ids.to_vec();
         let some = site
             .look(move |scene| {
                 let machine = scene.machine;
                 let entries = ids.into_iter().filter_map(|id| machine.catalogue.entry(id).map(|entry| (id, entry)));
-                let wanted = entries.filter(|(_, entry)| asked.matches(&entry.key));
                 let export = |(id, entry): (EndpointId, &Entry)| {
                     let endpoint = Exported { id, key: Arc::clone(&entry.key), total: machine.total_of(id), detail: None };
                     (endpoint, entry.marked)
                 };
-                wanted.map(export).collect::<Vec<_>>()
+                entries.map(export).collect::<Vec<_>>()
             })
             .await?;
         for (endpoint, marked) in some {

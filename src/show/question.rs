@@ -6,7 +6,7 @@ use axum::http::request::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::Scene;
+use super::{Scene, Site};
 use crate::endpoint::{EndpointId, EndpointKey, KeyRef};
 use crate::history::closed_periods::Wanted;
 use crate::ingest::http::Refusal;
@@ -14,6 +14,17 @@ use crate::time::{TimeRange, Timestamp, parse_duration_us};
 
 /// Points in one answer.
 const POINTS_MAX: i64 = 11_000;
+
+/// Endpoints of the catalogue that one look goes through.
+const LOOK_ENTRIES_MAX: usize = 4_000;
+
+/// The numbers of the endpoints that are wanted.
+pub(super) fn ids_of(wanted: &Wanted, scene: &Scene<'_>) -> Vec<EndpointId> {
+    match wanted {
+        Wanted::All => (0..scene.machine.catalogue.next_id().0).map(EndpointId).collect(),
+        Wanted::These(ids) => ids.clone(),
+    }
+}
 
 pub(super) fn bad(message: impl Into<String>) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message)
@@ -49,7 +60,7 @@ pub(super) struct Question {
 }
 
 impl Question {
-    pub(super) fn matches(&self, key: &EndpointKey) -> bool {
+    fn matches(&self, key: &EndpointKey) -> bool {
         let may = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
         may(&self.service, &key.service)
             && may(&self.env, &key.env)
@@ -92,38 +103,38 @@ impl Question {
         Ok(starts.map(|start| TimeRange { from: Timestamp(start), to: Timestamp(start + step) }).collect())
     }
 
-    /// The endpoints that are asked for, without looking at all of them where one or all are meant.
-    pub(super) fn chosen(&self, scene: &Scene<'_>) -> Wanted {
-        let Self { service, env, kind, method, route, .. } = self;
-        let catalogue = &scene.machine.catalogue;
-        match (service, env, kind, method, route) {
-            (None, None, None, None, None) => Wanted::All,
+    /// The endpoints that are asked for. One or all are told at once; else the catalogue is gone through in short looks, which hold up no commit.
+    pub(super) async fn chosen(&self, site: &Site) -> Result<Wanted, Refusal> {
+        match (&self.service, &self.env, &self.kind, &self.method, &self.route) {
+            (None, None, None, None, None) => return Ok(Wanted::All),
             (Some(service), Some(env), Some(kind), Some(method), Some(route)) => {
-                Wanted::These(catalogue.get(KeyRef { service, env, kind, method, route }).into_iter().collect())
+                let key = KeyRef { service, env, kind, method, route }.to_key();
+                let found = site.look(move |scene| scene.machine.catalogue.get(key.as_ref())).await?;
+                return Ok(Wanted::These(found.into_iter().collect()));
             }
-            _ => {
-                let entries = catalogue.entries().iter().zip(0_u32..);
-                Wanted::These(entries.filter(|(e, _)| self.matches(&e.key)).map(|(_, id)| EndpointId(id)).collect())
-            }
+            _ => {}
         }
-    }
-
-    /// Whether all five parts are given.
-    pub(super) fn names_one(&self) -> bool {
-        [&self.service, &self.env, &self.kind, &self.method, &self.route].into_iter().all(Option::is_some)
-    }
-
-    /// Their numbers.
-    #[expect(clippy::unused_self, reason = "reads as a question")]
-    pub(super) fn ids(&self, wanted: &Wanted, scene: &Scene<'_>) -> Vec<EndpointId> {
-        match wanted {
-            Wanted::All => (0..scene.machine.catalogue.next_id().0).map(EndpointId).collect(),
-            Wanted::These(ids) => ids.clone(),
+        let (mut ids, mut next) = (Vec::new(), 0);
+        loop {
+            let (asked, from) = (self.matcher(), next);
+            let (some, all) = site
+                .look(move |scene| {
+                    let entries = scene.machine.catalogue.entries();
+                    let looked_at = (from..entries.len()).take(LOOK_ENTRIES_MAX).filter(|at| asked.matches(&entries[*at].key));
+                    let some: Vec<EndpointId> = looked_at.filter_map(|at| u32::try_from(at).ok()).map(EndpointId).collect();
+                    (some, entries.len())
+                })
+                .await?;
+            ids.extend(some);
+            next += LOOK_ENTRIES_MAX;
+            if next >= all {
+                return Ok(Wanted::These(ids));
+            }
         }
     }
 
     /// It without time and the rest.
-    pub(super) fn matcher(&self) -> Self {
+    fn matcher(&self) -> Self {
         let Self { service, env, kind, method, route, .. } = self.clone();
         Self { service, env, kind, method, route, ..Self::default() }
     }
