@@ -17,7 +17,7 @@ use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
 use crate::history::counts::{Counted, Counts, Writer};
 use crate::history::open_slots::{ClosedMinute, OpenSlots};
-use crate::history::totals::Total;
+use crate::history::totals::{Sums, Total};
 use crate::incident::Incident;
 use crate::ingest::batch_keys::{BatchKeys, Committed, Senders};
 use crate::ingest::packed::Packed;
@@ -430,6 +430,18 @@ impl Machine {
         self.fates = carried.fates;
         self.keys.set_senders(carried.senders.clone());
         (self.in_flight_reports, self.details) = (carried.in_flight_reports, carried.details);
+    }
+
+    /// What was ever counted of an endpoint.
+    #[must_use]
+    pub fn total_of(&self, id: EndpointId) -> Sums {
+        self.totals.get(id.0 as usize).map_or_else(Sums::default, |t| t.sums)
+    }
+
+    /// What was ever counted of a critical endpoint, with its histograms.
+    #[must_use]
+    pub fn cell_of(&self, id: EndpointId) -> Option<&Cell> {
+        self.totals.get(id.0 as usize)?.cell.as_deref()
     }
 
     /// Up to where minutes are closed: their rows are in history, but for what comes late.

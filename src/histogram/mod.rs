@@ -6,6 +6,7 @@
 //! Few values are a sorted list of 4 bytes each, many a window of counts from the first bucket to the last.
 
 pub mod codec;
+pub mod dense;
 pub mod grid;
 pub mod listed;
 pub mod quantile;

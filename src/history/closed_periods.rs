@@ -4,28 +4,21 @@
 //! sorted by endpoint. Late data are a further frame of the same period; a frame is named by the log position that closed it, and a name counts once.
 //! Frames are synced before the snapshot that forgets their rows, so a torn end is written again from the log. Retention deletes whole files.
 //!
-//! Frame, version 1 (little endian):
-//! ```text
-//! "SBH1" · period i64 (Unix ms) · name u64 · rows u32 · body bytes u32 · crc32c of head and index u32
-//! index: for each row: endpoint u32 · offset u32 · bytes u32 · crc32c u32      body: the rows
-//! ```
+//! The bytes of a frame are in [`super::layout`], reading them in [`super::reader`].
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use super::open_slots::{Row, put_row, take_row};
-use crate::endpoint::EndpointId;
+use super::layout::Pages;
+use super::open_slots::{Row, put_row};
+use super::reader::scan_file;
+pub use super::reader::{Reader, Reading, Wanted};
 use crate::log::Position;
 use crate::log::failpoint;
 use crate::log::file::{Error as LogError, io_error, sync_dir};
 use crate::time::{Tier, Timestamp};
-
-const MAGIC: [u8; 4] = *b"SBH1";
-const HEAD_BYTES: usize = 32;
-const INDEX_ENTRY_BYTES: usize = 16;
 
 /// Why history cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +53,7 @@ pub struct Block {
 #[derive(Debug)]
 pub struct Files {
     dir: PathBuf,
+    reader: Reader,
     open: HashMap<PathBuf, (File, u64)>,
     unsynced: Vec<PathBuf>,
 }
@@ -73,10 +67,14 @@ fn file_ms(tier: Tier) -> i64 {
     }
 }
 
+/// Where the file that holds a period begins.
+pub(super) fn file_start(tier: Tier, period: Timestamp) -> i64 {
+    period.0.div_euclid(file_ms(tier)) * file_ms(tier)
+}
+
 /// The file that holds a period.
-fn file_path(dir: &Path, tier: Tier, period: Timestamp) -> PathBuf {
-    let start = period.0.div_euclid(file_ms(tier)) * file_ms(tier);
-    dir.join(tier.name()).join(format!("{start:015}.history"))
+pub(super) fn file_path(dir: &Path, tier: Tier, period: Timestamp) -> PathBuf {
+    dir.join(tier.name()).join(format!("{:015}.history", file_start(tier, period)))
 }
 
 impl Files {
@@ -90,9 +88,14 @@ impl Files {
             let folder = dir.join(tier.name());
             fs::create_dir_all(&folder).map_err(io_error("cannot create", &folder))?;
         }
+        let reader = Reader::new(data_dir);
+        for tier in Tier::ALL {
+            // A roll-up that was cut off begins anew.
+            drop(fs::remove_file(reader.waiting_path(tier)));
+        }
         sync_dir(&dir)?;
         sync_dir(data_dir)?;
-        Ok(Self { dir, open: HashMap::new(), unsynced: Vec::new() })
+        Ok(Self { reader, dir, open: HashMap::new(), unsynced: Vec::new() })
     }
 
     /// Appends a frame; durable after [`Files::sync`].
@@ -103,31 +106,26 @@ impl Files {
     /// # Panics
     /// When a period has more than 4 GiB of rows.
     pub fn append(&mut self, tier: Tier, period: Timestamp, name: Position, rows: &[Row]) -> Result<Block, Error> {
-        let (mut index, mut body) = (Vec::with_capacity(rows.len() * INDEX_ENTRY_BYTES), Vec::new());
-        let u32_of = |n: usize| u32::try_from(n).expect("a period's rows are far below 4 GiB").to_le_bytes();
+        let (mut pages, mut body) = (Pages::default(), Vec::new());
         for row in rows {
-            let start = body.len();
-            put_row(&mut body, row);
-            index.extend_from_slice(&row.endpoint.0.to_le_bytes());
-            index.extend_from_slice(&u32_of(start));
-            index.extend_from_slice(&u32_of(body.len() - start));
-            index.extend_from_slice(&crc32c::crc32c(&body[start..]).to_le_bytes());
+            pages.push(row.endpoint, &mut body, |out| put_row(out, row)).expect("memory takes what is far below 4 GiB");
         }
-        let mut frame = MAGIC.to_vec();
-        frame.extend_from_slice(&period.0.to_le_bytes());
-        frame.extend_from_slice(&name.0.to_le_bytes());
-        frame.extend_from_slice(&u32_of(rows.len()));
-        frame.extend_from_slice(&u32_of(body.len()));
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&frame), &index);
-        frame.extend_from_slice(&crc.to_le_bytes());
-        frame.extend_from_slice(&index);
+        let mut frame = pages.finish(period, name, &mut body).expect("memory takes what is far below 4 GiB");
         frame.extend_from_slice(&body);
+        self.append_bytes(tier, period, name, &frame, None)
+    }
+
+    /// Appends a frame whose body may wait in a file of its own.
+    pub(super) fn append_bytes(&mut self, tier: Tier, period: Timestamp, name: Position, head: &[u8], body: Option<&mut File>) -> Result<Block, Error> {
         let path = file_path(&self.dir, tier, period);
         failpoint::pass("before history write");
         let (file, end) = self.file(&path)?;
         let offset = *end;
-        file.write_all(&frame).map_err(io_error("cannot append to", &path))?;
-        *end += frame.len() as u64;
+        file.write_all(head).map_err(io_error("cannot append to", &path))?;
+        *end += head.len() as u64;
+        if let Some(body) = body {
+            *end += std::io::copy(body, file).map_err(io_error("cannot append to", &path))?;
+        }
         failpoint::pass("after history write");
         if !self.unsynced.contains(&path) {
             self.unsynced.push(path);
@@ -143,7 +141,7 @@ impl Files {
             if is_new {
                 path.parent().map_or(Ok(()), sync_dir)?;
             }
-            let end = scan_file(path, &file, |_| ())?;
+            let end = scan_file(path, &file, |_, _| ())?;
             file.set_len(end).map_err(io_error("cannot truncate", path))?;
             // A day has one file of each tier: those of days gone by need not stay open.
             if self.open.len() >= 16 && self.unsynced.is_empty() {
@@ -162,7 +160,7 @@ impl Files {
         let path = file_path(&self.dir, block.tier, block.period);
         // This cuts off a torn end, and what stands behind it goes with it.
         let (_, end) = self.file(&path)?;
-        Ok(block.offset < *end && Reader { dir: self.dir.clone() }.rows_where(block, |_| true).is_ok())
+        Ok(block.offset < *end && self.reader.begin().each(block, &Wanted::All, |_, _| Ok(())).is_ok())
     }
 
     /// Makes all appended frames durable.
@@ -195,7 +193,7 @@ impl Files {
     }
 }
 
-fn files_of(dir: &Path, tier: Tier) -> Result<Vec<(i64, PathBuf)>, Error> {
+pub(super) fn files_of(dir: &Path, tier: Tier) -> Result<Vec<(i64, PathBuf)>, Error> {
     let folder = dir.join(tier.name());
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir(&folder) else { return Ok(found) };
@@ -209,142 +207,13 @@ fn files_of(dir: &Path, tier: Tier) -> Result<Vec<(i64, PathBuf)>, Error> {
     Ok(found)
 }
 
-struct Head {
-    period: Timestamp,
-    name: Position,
-    rows: usize,
-    body_bytes: usize,
-    crc: u32,
-}
-
-fn read_head(file: &File, offset: u64) -> Option<(Head, Vec<u8>)> {
-    let mut head = [0_u8; HEAD_BYTES];
-    file.read_exact_at(&mut head, offset).ok()?;
-    let u32_at = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"));
-    let u64_at = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
-    let parsed = Head {
-        period: Timestamp(i64::from_le_bytes(head[4..12].try_into().expect("eight bytes"))),
-        name: Position(u64_at(12)),
-        rows: u32_at(20) as usize,
-        body_bytes: u32_at(24) as usize,
-        crc: u32_at(28),
-    };
-    let remaining = file.metadata().ok()?.len().checked_sub(offset + HEAD_BYTES as u64)?;
-    let index_bytes = parsed.rows.checked_mul(INDEX_ENTRY_BYTES)?;
-    if head[..4] != MAGIC || (index_bytes + parsed.body_bytes) as u64 > remaining {
-        return None;
-    }
-    let mut index = vec![0; index_bytes];
-    file.read_exact_at(&mut index, offset + HEAD_BYTES as u64).ok()?;
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&head[..28]), &index);
-    (crc == parsed.crc).then_some((parsed, index))
-}
-
-/// Visits each frame's head; the byte after the last whole one.
-fn scan_file(path: &Path, file: &File, mut visit: impl FnMut((Timestamp, Position, u64))) -> Result<u64, Error> {
-    let len = file.metadata().map_err(io_error("cannot read", path))?.len();
-    let mut at = 0;
-    while at < len {
-        let Some((head, index)) = read_head(file, at) else { break };
-        visit((head.period, head.name, at));
-        at += (HEAD_BYTES + index.len() + head.body_bytes) as u64;
-    }
-    Ok(at)
-}
-
-/// Reads frames; shares nothing with the writer.
-#[derive(Clone, Debug)]
-pub struct Reader {
-    dir: PathBuf,
-}
-
-impl Reader {
-    /// Of `data_dir/history`.
-    #[must_use]
-    pub fn new(data_dir: &Path) -> Self {
-        Self { dir: data_dir.join("history") }
-    }
-
-    /// Every frame of a tier, in the order of its files.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn blocks(&self, tier: Tier) -> Result<Vec<Block>, Error> {
-        let mut found = Vec::new();
-        for (_, path) in files_of(&self.dir, tier)? {
-            let file = File::open(&path).map_err(io_error("cannot open", &path))?;
-            scan_file(&path, &file, |(period, name, offset)| found.push(Block { tier, period, name, offset }))?;
-        }
-        Ok(found)
-    }
-
-    /// The row of one endpoint in a frame; `None` when it had no request.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`] when the bytes do not check.
-    pub fn row(&self, block: &Block, id: EndpointId) -> Result<Option<Row>, Error> {
-        self.rows_where(block, |e| e == id).map(|mut rows| rows.pop())
-    }
-
-    /// The rows of the endpoints that are wanted.
-    ///
-    /// # Errors
-    /// [`Error::Damaged`] when the bytes do not check.
-    pub fn rows_where(&self, block: &Block, wanted: impl Fn(EndpointId) -> bool) -> Result<Vec<Row>, Error> {
-        let path = file_path(&self.dir, block.tier, block.period);
-        let damaged = || Error::Damaged { path: path.clone(), offset: block.offset };
-        let file = File::open(&path).map_err(io_error("cannot open", &path))?;
-        let (head, index) = read_head(&file, block.offset).ok_or_else(damaged)?;
-        let body_at = block.offset + (HEAD_BYTES + index.len()) as u64;
-        if head.period != block.period || head.name != block.name {
-            return Err(damaged());
-        }
-        let mut rows = Vec::new();
-        for entry in index.chunks_exact(INDEX_ENTRY_BYTES) {
-            let u32_at = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().expect("four bytes"));
-            let id = EndpointId(u32_at(0));
-            if wanted(id) {
-                let mut bytes = vec![0; u32_at(8) as usize];
-                file.read_exact_at(&mut bytes, body_at + u64::from(u32_at(4))).map_err(|_| damaged())?;
-                if crc32c::crc32c(&bytes) != u32_at(12) {
-                    return Err(damaged());
-                }
-                rows.push(take_row(id, &bytes).map_err(|_| damaged())?);
-            }
-        }
-        Ok(rows)
-    }
-
-    /// Reads every byte of every file; gives back what does not check. A torn end of the newest file of a tier is none of it: the log has it.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn verify(&self) -> Result<(u64, Vec<Error>), Error> {
-        let (mut frames, mut wrong) = (0, Vec::new());
-        for tier in Tier::ALL {
-            let all = files_of(&self.dir, tier)?;
-            for (i, (_, path)) in all.iter().enumerate() {
-                let file = File::open(path).map_err(io_error("cannot open", path))?;
-                let mut blocks = Vec::new();
-                let end = scan_file(path, &file, |(period, name, offset)| blocks.push(Block { tier, period, name, offset }))?;
-                let len = file.metadata().map_err(io_error("cannot read", path))?.len();
-                if end < len && i + 1 < all.len() {
-                    wrong.push(Error::Damaged { path: path.clone(), offset: end });
-                }
-                for block in blocks {
-                    frames += 1;
-                    wrong.extend(self.rows_where(&block, |_| true).err());
-                }
-            }
-        }
-        Ok((frames, wrong))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
     use crate::counting::{Cell, Outcome, Span, Tally};
+    use crate::endpoint::EndpointId;
     use crate::histogram::Digits;
 
     fn row(id: u32) -> Row {
@@ -377,15 +246,62 @@ mod tests {
     fn a_flipped_bit_is_never_silent() {
         let dir = tempfile::tempdir().unwrap();
         let mut files = Files::open(dir.path()).unwrap();
-        let block = files.append(Tier::Hour, Timestamp(0), Position(5), &[row(1), row(9)]).unwrap();
+        let rows: Vec<Row> = (0..130).map(|n| row(2 * n + 1)).collect();
+        let block = files.append(Tier::Hour, Timestamp(0), Position(5), &rows).unwrap();
         let path = file_path(&dir.path().join("history"), Tier::Hour, Timestamp(0));
         let whole = fs::read(&path).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let (reader, mut found_by_one) = (Reader::new(dir.path()), 0);
         for bit in 0..whole.len() * 8 {
-            let mut bytes = whole.clone();
-            bytes[bit / 8] ^= 1 << (bit % 8);
-            fs::write(&path, bytes).unwrap();
-            assert!(Reader::new(dir.path()).rows_where(&block, |_| true).is_err(), "bit {bit}");
+            let byte = (bit / 8) as u64;
+            file.write_all_at(&[whole[bit / 8] ^ (1 << (bit % 8))], byte).unwrap();
+            assert!(reader.begin().each(&block, &Wanted::All, |_, _| Ok(())).is_err(), "bit {bit}");
+            let mut cursor_says = reader.begin().cursor(&block);
+            while let Ok(cursor) = &mut cursor_says {
+                match cursor.next() {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("bit {bit}"),
+                    Err(e) => cursor_says = Err(e),
+                }
+            }
+            // Whoever reads one row or a few meets the bit, or has the same answer.
+            for id in [1, 3, 257, 259, 2] {
+                match reader.row(&block, EndpointId(id)) {
+                    Ok(found) => assert_eq!(found, (id % 2 == 1).then(|| row(id)), "bit {bit}"),
+                    Err(_) => found_by_one += 1,
+                }
+            }
+            let few = Wanted::These([0, 1, 5, 255, 257, 400].map(EndpointId).to_vec());
+            let mut found = Vec::new();
+            if reader.begin().each_row(&block, &few, |r| found.push(r)).is_ok() {
+                assert_eq!(found, [1, 5, 255, 257].map(row), "bit {bit}");
+            }
+            file.write_all_at(&[whole[bit / 8]], byte).unwrap();
         }
+        assert!(found_by_one > 0);
+        let mut other = block;
+        other.name = Position(6);
+        assert!(reader.row(&other, EndpointId(1)).is_err(), "another frame than the index says");
+    }
+
+    #[test]
+    fn any_choice_of_rows_is_what_filtering_all_gives() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = Files::open(dir.path()).unwrap();
+        // More pages than the first read of a directory takes in.
+        let rows: Vec<Row> = (0..40_000).map(|n| row(3 * n + 2)).collect();
+        let block = files.append(Tier::Hour, Timestamp(0), Position(5), &rows).unwrap();
+        let reader = Reader::new(dir.path());
+        for step in [1, 2, 3, 50, 1_000, 60_000] {
+            let ids: Vec<EndpointId> = (0..120_010).step_by(step).map(EndpointId).collect();
+            let wanted = Wanted::These(ids);
+            let mut found = Vec::new();
+            reader.begin().each_row(&block, &wanted, |r| found.push(r)).unwrap();
+            let filtered: Vec<Row> = rows.iter().filter(|r| wanted.contains(r.endpoint)).cloned().collect();
+            assert_eq!(found, filtered, "every {step}");
+        }
+        assert_eq!(reader.rows_where(&block, |_| true).unwrap(), rows);
+        assert_eq!(reader.blocks(Tier::Hour).unwrap(), [block]);
     }
 
     #[test]

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::counts::{Counted, Counts, Writer, plain_cell};
+use super::reader::Wanted;
 use crate::counting::{Cell, Outcome};
 use crate::endpoint::EndpointId;
 use crate::histogram::codec::{Error, put_varint, take_varint};
 use crate::histogram::listed::Listed;
 use crate::histogram::{Digits, Histogram};
-use crate::time::{Slot, Tier, Timestamp};
+use crate::time::{Slot, Tier, TimeRange, Timestamp};
 
 /// A row of history: one endpoint in one period.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,6 +190,20 @@ impl OpenSlots {
     /// The cells of one endpoint.
     pub fn of(&self, id: EndpointId) -> impl Iterator<Item = (Slot, Cell)> {
         self.all().filter_map(move |(slot, cells)| Some((slot, cells.get(id)?.to_cell())))
+    }
+
+    /// Visits the cells of some endpoints in the slots that begin in a range.
+    pub fn visit(&self, wanted: &Wanted, range: TimeRange, mut visit: impl FnMut(Slot, EndpointId, &Cell)) {
+        for (slot, cells) in self.all().filter(|(slot, _)| slot.start() >= range.from && slot.start() < range.to) {
+            match wanted {
+                Wanted::All => cells.iter().for_each(|(id, cell)| visit(slot, id, &cell.to_cell())),
+                Wanted::These(ids) => {
+                    for (id, cell) in ids.iter().filter_map(|id| Some((*id, cells.get(*id)?))) {
+                        visit(slot, id, &cell.to_cell());
+                    }
+                }
+            }
+        }
     }
 
     fn all(&self) -> impl Iterator<Item = (Slot, &SlotCells)> {

@@ -14,6 +14,7 @@ use crate::history::closed_periods::{self, Files};
 use crate::history::index::{self, Index};
 use crate::history::open_slots::{ClosedMinute, Row};
 use crate::history::query::Kept;
+use crate::history::roll_up::RollUp;
 use crate::ingest::batch_keys::Answered;
 use crate::judge::Record;
 use crate::log::file::{self, Reader};
@@ -135,8 +136,10 @@ impl Keeper {
     /// Since when each tier is complete, as of now.
     #[must_use]
     pub fn kept(&self, machine: &Machine, now: Timestamp) -> Kept {
+        let closed_to = machine.history_to();
         let (minutes_from, hours_from) = (self.kept_from(Tier::Minute, now), self.kept_from(Tier::Hour, now));
-        Kept { minutes_from, hours_from, closed_to: machine.history_to(), named_to: machine.position }
+        // Roll-ups are done as soon as their period is closed.
+        Kept { minutes_from, hours_from, closed_to, hours_to: closed_to, days_to: closed_to, named_to: machine.position }
     }
 
     /// Since when a tier is complete: from a whole period of the next coarser one, which answers for what was before.
@@ -206,11 +209,10 @@ impl Keeper {
             if self.has(coarse, period, position)? {
                 continue;
             }
-            let mut rows = BTreeMap::new();
-            for block in fine_blocks.iter().filter(|b| b.name <= position) {
-                merge_rows(&mut rows, &reader.rows_where(block, |_| true)?);
+            let known: Vec<_> = fine_blocks.into_iter().filter(|b| b.name <= position).collect();
+            if let Some(block) = RollUp::begin(&reader, coarse, period, position, &known)?.finish(&mut self.files)? {
+                self.index.put_block(&block)?;
             }
-            self.put(coarse, period, position, &rows.into_values().collect::<Vec<_>>())?;
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ enum Work {
 
 /// What the thread has done.
 enum Done {
+    /// A frame; up to where minutes are in files with it, 0 when it wrote no rows.
     Written(Position, Timestamp, Vec<Arc<ClosedMinute>>),
     Checkpointed,
 }
@@ -117,7 +118,9 @@ impl HistoryWriter {
         match done {
             Done::Checkpointed => self.checkpointing = false,
             Done::Written(position, to, minutes) => {
-                (self.written, self.written_to) = (position, self.written_to.max(to));
+                if to > Timestamp(0) {
+                    (self.written, self.written_to) = (position, self.written_to.max(to));
+                }
                 for minute in &minutes {
                     machine.open.left(minute);
                     self.leaving -= 1;
@@ -190,6 +193,8 @@ impl HistoryWriter {
             minutes_from: Tier::Hour.period_of(back(self.keep_minutes_ms)),
             hours_from: Tier::Day.period_of(back(self.keep_hours_ms)),
             closed_to: self.written_to,
+            hours_to: self.written_to,
+            days_to: self.written_to,
             named_to: self.written,
         }
     }
@@ -201,7 +206,8 @@ fn run(mut keeper: Keeper, works: &Receiver<Work>, done: &Sender<Done>) -> Resul
         match work {
             Work::Frame(frame) => {
                 keeper.keep_frame(&frame)?;
-                let to = frame.closed_to.map_or(Timestamp(0), |c| c.1);
+                let wrote = !frame.closed.is_empty() || frame.closed_to.is_some_and(|(before, after)| before < after);
+                let to = frame.closed_to.filter(|_| wrote).map_or(Timestamp(0), |c| c.1);
                 drop(done.send(Done::Written(frame.position, to, frame.closed)));
             }
             Work::Checkpoint(state, gone, now) => {

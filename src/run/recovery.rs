@@ -12,7 +12,7 @@ use super::disk::{Error, Keeper, Retention};
 use crate::counting::Cell;
 use crate::endpoint::EndpointId;
 use crate::history::catalogue::Limits;
-use crate::history::closed_periods::{Files, Reader};
+use crate::history::closed_periods::{Files, Reader, Wanted};
 use crate::history::index::{self, Index};
 use crate::history::open_slots::Row;
 use crate::ingest::batch_keys::KEEP_MS;
@@ -196,26 +196,20 @@ impl Keeper {
                 machine.judge.count_past_hour(row.endpoint, Slot::containing(block.period), &row.cell);
             }
         }
-        visit_past(
-            &self.index,
-            &reader,
-            end,
-            |_| true,
-            |row| {
-                if let Some(total) = machine.totals.get_mut(row.endpoint.0 as usize) {
-                    total.add_cell(&row.cell);
-                }
-            },
-        )
+        visit_past(&self.index, &reader, end, &Wanted::All, |row| {
+            if let Some(total) = machine.totals.get_mut(row.endpoint.0 as usize) {
+                total.add_cell(&row.cell);
+            }
+        })
     }
 }
 
-/// Every row of the past once, of the coarsest tier that has it.
-fn visit_past(index: &Index, reader: &Reader, end: Timestamp, wanted: impl Fn(EndpointId) -> bool + Copy, mut visit: impl FnMut(&Row)) -> Result<(), Error> {
-    let (day, hour) = (Tier::Day.period_of(end), Tier::Hour.period_of(end));
+/// Every row of the past once, of the coarsest tier that has it; row by row, because a block of all endpoints is hundreds of megabytes in memory.
+fn visit_past(index: &Index, reader: &Reader, end: Timestamp, wanted: &Wanted, mut visit: impl FnMut(&Row)) -> Result<(), Error> {
+    let (day, hour, mut reading) = (Tier::Day.period_of(end), Tier::Hour.period_of(end), reader.begin());
     for (tier, from, to) in [(Tier::Day, Timestamp(0), day), (Tier::Hour, day, hour), (Tier::Minute, hour, end)] {
         for block in index.blocks(tier, from, to)? {
-            reader.rows_where(&block, wanted)?.iter().for_each(&mut visit);
+            reading.each_row(&block, wanted, |row| visit(&row))?;
         }
     }
     Ok(())
@@ -227,17 +221,11 @@ pub(super) fn complete_totals(index: &Index, reader: &Reader, machine: &mut Mach
     if past.is_empty() {
         return Ok(());
     }
-    visit_past(
-        index,
-        reader,
-        machine.history_to(),
-        |id| made_critical.contains(&id),
-        |row| {
-            if let Some(cell) = past.get_mut(&row.endpoint) {
-                cell.merge(&row.cell);
-            }
-        },
-    )?;
+    visit_past(index, reader, machine.history_to(), &Wanted::These(made_critical.to_vec()), |row| {
+        if let Some(cell) = past.get_mut(&row.endpoint) {
+            cell.merge(&row.cell);
+        }
+    })?;
     for (id, mut cell) in past {
         for (_, open) in machine.open.of(id) {
             cell.merge(&open);
