@@ -1,5 +1,5 @@
-//! Taking timings in: [`json`] reads the bytes ([`ordinary`] the shape that most lines have) or [`binary`] (in the form of [`protobuf`]), [`admission`] says what each line is and which are refused, [`known`] which endpoints
-//! have a number, [`batch_keys`] what was already taken. An ordinary timing is [`packed`] into 64 bits.
+//! Taking timings in: [`json`] reads the bytes ([`ordinary`] the shape that most lines have) or [`binary`] does (in the form of [`protobuf`]), [`admission`] says what each timing
+//! is and which are refused, [`known`] which endpoints have a number, [`batch_keys`] what was already taken. An ordinary timing is [`packed`] into 64 bits.
 //! What comes out is a [`Batch`]; `run` commits it.
 
 pub mod admission;
