@@ -13,8 +13,8 @@
 //! run/replay  virtual clock, recordings  ┘
 //! ```
 //!
-//! One timing walks `ingest::http → ingest::json → ingest::admission → ingest::commit → run::live → log::file → machine → history::open_slots → judge → incident → log::file →
-//! notify::outbox → notify::email`. There is one return, to the log, and it is the point: what stands in the log happened, and everything else follows from it.
+//! One timing walks `ingest::http → ingest::json` (or `ingest::binary`) `→ ingest::admission → ingest::commit → run::live → log::file → machine → history::open_slots → judge →
+//! incident → log::file → notify::outbox → notify::email`. There is one return, to the log, and it is the point: what stands in the log happened, and everything else follows from it.
 //!
 //! Invariants, each with a test that fails when it is broken:
 //!

@@ -40,6 +40,32 @@ pub struct TimeLimits {
     pub future_ms: i64,
 }
 
+impl TimeLimits {
+    fn oldest(&self) -> i64 {
+        self.now.0.saturating_sub(self.past_ms)
+    }
+
+    fn newest(&self) -> i64 {
+        self.now.0.saturating_add(self.future_ms)
+    }
+
+    fn take(&self, ts: Timestamp) -> bool {
+        (self.oldest()..=self.newest()).contains(&ts.0)
+    }
+
+    fn check(&self, ts: Timestamp) -> Result<Timestamp, Refused> {
+        if ts.0 < self.oldest() {
+            let past = crate::time::humanize_ms(self.past_ms);
+            return Err(Refused { fate: Fate::Late, reason: format!("`ts` is {ts}, more than {past} before the server's clock") });
+        }
+        if ts.0 > self.newest() {
+            let future = crate::time::humanize_ms(self.future_ms);
+            return Err(Refused { fate: Fate::Early, reason: format!("`ts` is {ts}, more than {future} ahead of the server's clock") });
+        }
+        Ok(ts)
+    }
+}
+
 /// The contract's limits: 24 h back, 2 min ahead.
 pub const PAST_MS: i64 = 86_400_000;
 /// See [`PAST_MS`].
@@ -60,6 +86,61 @@ fn malformed(reason: impl Into<String>) -> Refused {
 
 /// Look-ups after which the known endpoints are let go of for a moment, so that new ones can be added.
 const LOOK_UPS_HELD: u32 = 1_024;
+
+/// An endpoint that is named once for many timings.
+#[derive(Debug)]
+pub enum Named {
+    /// It has a number.
+    Known(EndpointId),
+    /// It has none yet.
+    New(Box<NewEndpoint>),
+    /// What is wrong with it.
+    Refused(Box<str>),
+}
+
+/// See [`Named::New`].
+#[derive(Debug)]
+pub struct NewEndpoint {
+    key: EndpointKey,
+    critical: bool,
+    place: Option<u32>,
+}
+
+/// How an endpoint is named, unchecked. An empty part is absent.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "the fields are those of the contract")]
+pub struct Naming<'a> {
+    pub service: &'a str,
+    pub env: &'a str,
+    pub kind: &'a str,
+    pub method: &'a str,
+    pub route: &'a str,
+    pub path: &'a str,
+    pub critical: bool,
+}
+
+/// A timing in whole numbers, unchecked but for its endpoint.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the fields are those of the contract")]
+pub struct Numeric<'a> {
+    pub ts: Timestamp,
+    pub us: u64,
+    /// Its place in [`Outcome::ALL`].
+    pub outcome: u64,
+    pub weight: u64,
+    pub count: u64,
+    pub beside: Option<&'a Beside<'a>>,
+}
+
+/// What a timing says beside its duration, unchecked.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs, reason = "the fields are those of the contract")]
+pub struct Beside<'a> {
+    pub trace_id: Option<&'a str>,
+    pub actor: Option<&'a str>,
+    pub key: Option<&'a str>,
+    pub stage: Option<&'a str>,
+}
 
 /// Takes lines into a batch.
 #[derive(Debug)]
@@ -89,6 +170,17 @@ impl<'a> Admission<'a> {
         self.batch.read_in = Slot::containing(now);
     }
 
+    /// The server's clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.limits.now
+    }
+
+    /// Makes room for so many ordinary timings.
+    pub fn expect_timings(&mut self, count: usize) {
+        self.batch.packed.reserve(count);
+    }
+
     /// What was taken so far, whole; it goes on with an empty batch.
     #[must_use]
     pub fn finish(&mut self) -> Batch {
@@ -110,7 +202,7 @@ impl<'a> Admission<'a> {
 
     /// Takes a timing of an endpoint that has a number; `false`, and nothing is taken, when it is not an ordinary one.
     pub fn known_timing(&mut self, ts: Timestamp, id: EndpointId, us: u64, outcome: Outcome) -> bool {
-        let packed = self.is_in_time(ts).then(|| Packed::new(Slot::containing(ts), id, us, outcome)).flatten();
+        let packed = self.limits.take(ts).then(|| Packed::new(Slot::containing(ts), id, us, outcome)).flatten();
         self.batch.packed.extend(packed);
         self.batch.accepted += u64::from(packed.is_some());
         packed.is_some()
@@ -133,16 +225,11 @@ impl<'a> Admission<'a> {
         self.line(at, Ok(Line::from(line)));
     }
 
-    fn is_in_time(&self, ts: Timestamp) -> bool {
-        let TimeLimits { now, past_ms, future_ms } = self.limits;
-        ts.0 >= now.0.saturating_sub(past_ms) && ts.0 <= now.0.saturating_add(future_ms)
-    }
-
     /// The timing in 64 bits, if all is well with it and nothing is special; else the general way takes or refuses it.
     fn packed(&mut self, line: &Ordinary<'_>) -> Option<Packed> {
         let (us, outcome) = line.plain_timing()?;
         let ts = line.ts_ms.map_or(self.limits.now, Timestamp);
-        if !self.is_in_time(ts) {
+        if !self.limits.take(ts) {
             return None;
         }
         let (service, route) = (line.service?, line.route?);
@@ -181,14 +268,7 @@ impl<'a> Admission<'a> {
         if line.in_flight.is_some() {
             return self.take_in_flight(line);
         }
-        let route = match (&line.route, &line.path) {
-            (Some(route), _) => Cow::Borrowed(&*route.0),
-            (None, Some(path)) => {
-                check_part("path", &path.0, true).map_err(|e| malformed(e.to_string()))?;
-                Cow::Owned(self.templates.route_of(&path.0))
-            }
-            (None, None) => return Err(malformed("one of `route` and `path` is required")),
-        };
+        let route = self.route(line.route.as_ref().map(|r| &*r.0), line.path.as_ref().map(|p| &*p.0))?;
         let kind = line.kind.as_ref().map_or("http", |k| &*k.0);
         let key = KeyRef { service: text(line.service.as_ref()), env: text(line.env.as_ref()), kind, method: text(line.method.as_ref()), route: &route };
         let number = self.number_of(&key);
@@ -198,22 +278,98 @@ impl<'a> Admission<'a> {
         let ts = self.time(line.ts.as_ref())?;
         let outcome = outcome(line.status, line.outcome.as_ref().map(|o| &*o.0))?;
         let weight = line.weight.unwrap_or(1);
-        if !(1..=WEIGHT_MAX).contains(&weight) {
-            return Err(malformed(format!("`weight` is {weight}, expected a whole number from 1 to {WEIGHT_MAX}")));
-        }
+        check_weight(weight)?;
         let spans = durations(line)?;
-        let detail = detail(line)?;
-        let longest_us = spans.iter().map(|s| s.0.highest_us).max().unwrap_or(0);
+        let detail = detail(&Beside::from(line))?;
         let whose = number.map_or_else(|| Whose::Key(self.place(key, line.critical.unwrap_or(false))), Whose::Known);
+        self.count(whose, ts, outcome, weight, &spans, detail);
+        Ok(())
+    }
+
+    /// Counts what was checked.
+    fn count(&mut self, whose: Whose, ts: Timestamp, outcome: Outcome, weight: u64, spans: &[(Span, u64)], detail: Option<DetailParts>) {
+        let longest_us = spans.iter().map(|s| s.0.highest_us).max().unwrap_or(0);
         let slot = Slot::containing(ts);
-        for (span, count) in spans {
+        for &(span, count) in spans {
             self.batch.items.push(Item { whose, slot, outcome, span, tally: Tally { weight: weight.saturating_mul(count), observed: count } });
         }
         if let Some((trace_id, actor, key, starts)) = detail {
             self.batch.details.push(Detail { endpoint: whose, ts, outcome, duration_us: longest_us, trace_id, actor, key, starts });
         }
         self.batch.accepted += 1;
+    }
+
+    /// The template that is given, or that of the path.
+    fn route<'l>(&self, route: Option<&'l str>, path: Option<&str>) -> Result<Cow<'l, str>, Refused> {
+        match (route, path) {
+            (Some(route), _) => Ok(Cow::Borrowed(route)),
+            (None, Some(path)) => {
+                check_part("path", path, true).map_err(|e| malformed(e.to_string()))?;
+                Ok(Cow::Owned(self.templates.route_of(path)))
+            }
+            (None, None) => Err(malformed("one of `route` and `path` is required")),
+        }
+    }
+
+    /// Looks up an endpoint that many timings of a body are of.
+    pub fn name(&mut self, naming: &Naming<'_>) -> Named {
+        self.try_name(naming).unwrap_or_else(|refused| Named::Refused(refused.reason.into()))
+    }
+
+    fn try_name(&mut self, naming: &Naming<'_>) -> Result<Named, Refused> {
+        let given = |part: &'_ str| !part.is_empty();
+        let route = self.route(Some(naming.route).filter(|r| given(r)), Some(naming.path).filter(|p| given(p)))?;
+        let kind = if naming.kind.is_empty() { "http" } else { naming.kind };
+        let key = KeyRef { service: naming.service, env: naming.env, kind, method: naming.method, route: &route };
+        if let Some(number) = self.number_of(&key) {
+            return Ok(Named::Known(number));
+        }
+        check_key(&key)?;
+        Ok(Named::New(Box::new(NewEndpoint { key: key.to_key(), critical: naming.critical, place: None })))
+    }
+
+    /// Takes a timing of an endpoint that was looked up, or refuses it.
+    #[inline]
+    pub fn numeric(&mut self, at: usize, endpoint: &mut Named, timing: &Numeric<'_>) {
+        if let Some(packed) = self.packed_numeric(endpoint, timing) {
+            self.batch.packed.push(packed);
+            self.batch.accepted += 1;
+        } else if let Err(refused) = self.take_numeric(endpoint, timing) {
+            self.refuse(at, refused);
+        }
+    }
+
+    /// The timing in 64 bits, if all is well with it and nothing is special.
+    #[inline]
+    fn packed_numeric(&self, endpoint: &Named, timing: &Numeric<'_>) -> Option<Packed> {
+        let Named::Known(id) = *endpoint else { return None };
+        let special = timing.weight != 1 || timing.count != 1 || timing.beside.is_some() || !self.limits.take(timing.ts);
+        let outcome = outcome_at(timing.outcome).filter(|_| !special)?;
+        Packed::new(Slot::containing(timing.ts), id, timing.us, outcome)
+    }
+
+    fn take_numeric(&mut self, endpoint: &mut Named, timing: &Numeric<'_>) -> Result<(), Refused> {
+        if let Named::Refused(reason) = endpoint {
+            return Err(malformed(&**reason));
+        }
+        let ts = self.limits.check(timing.ts)?;
+        let outcome = outcome_at(timing.outcome).ok_or_else(|| malformed(format!("`outcome` is {}, expected 0 (ok) to 3 (timeout)", timing.outcome)))?;
+        check_weight(timing.weight)?;
+        check_count(timing.count)?;
+        #[expect(clippy::cast_precision_loss, reason = "what a double does not hold is far over the limit and stays so")]
+        let us = whole_us(timing.us as f64)?;
+        let detail = timing.beside.map_or(Ok(None), detail)?;
+        let whose = match endpoint {
+            Named::Known(id) => Whose::Known(*id),
+            Named::New(new) => Whose::Key(self.place_new(new)),
+            Named::Refused(_) => unreachable!("refused above"),
+        };
+        self.count(whose, ts, outcome, timing.weight, &[(Span::exact(us), timing.count)], detail);
         Ok(())
+    }
+
+    fn place_new(&mut self, new: &mut NewEndpoint) -> u32 {
+        *new.place.get_or_insert_with(|| self.place(new.key.as_ref(), new.critical))
     }
 
     fn place(&mut self, key: KeyRef<'_>, critical: bool) -> u32 {
@@ -230,25 +386,11 @@ impl<'a> Admission<'a> {
     }
 
     fn time(&self, ts: Option<&Ts<'_>>) -> Result<Timestamp, Refused> {
-        let TimeLimits { now, past_ms, future_ms } = self.limits;
-        let ts = match ts {
-            None => return Ok(now),
-            Some(Ts::Ms(ms)) => Timestamp(*ms),
-            Some(Ts::Text(text)) => Timestamp::parse(text).map_err(|e| malformed(format!("`ts`: {e}")))?,
-        };
-        if ts.0 < now.0.saturating_sub(past_ms) {
-            return Err(Refused {
-                fate: Fate::Late,
-                reason: format!("`ts` is {ts}, more than {} before the server's clock", crate::time::humanize_ms(past_ms)),
-            });
+        match ts {
+            None => Ok(self.limits.now),
+            Some(Ts::Ms(ms)) => self.limits.check(Timestamp(*ms)),
+            Some(Ts::Text(text)) => self.limits.check(Timestamp::parse(text).map_err(|e| malformed(format!("`ts`: {e}")))?),
         }
-        if ts.0 > now.0.saturating_add(future_ms) {
-            return Err(Refused {
-                fate: Fate::Early,
-                reason: format!("`ts` is {ts}, more than {} ahead of the server's clock", crate::time::humanize_ms(future_ms)),
-            });
-        }
-        Ok(ts)
     }
 
     fn take_in_flight(&mut self, line: &Line<'_>) -> Result<(), Refused> {
@@ -262,16 +404,29 @@ impl<'a> Admission<'a> {
                 age_ms: running.age_ms.unwrap_or(0),
                 n: running.n.unwrap_or(1),
             };
-            for (name, part, required) in
-                [("service", &running.service, true), ("route", &running.route, true), ("env", &running.env, false), ("method", &running.method, false)]
-            {
-                check_part(name, part, required).map_err(|e| malformed(format!("`in_flight`: {e}")))?;
-            }
+            check_in_flight(&running)?;
             taken.push(running);
         }
         self.batch.in_flight.extend(taken);
         Ok(())
     }
+
+    /// Takes what still runs, or refuses it.
+    pub fn in_flight(&mut self, at: usize, running: InFlight) {
+        match check_in_flight(&running) {
+            Ok(()) => self.batch.in_flight.push(running),
+            Err(refused) => self.refuse(at, refused),
+        }
+    }
+}
+
+fn check_in_flight(running: &InFlight) -> Result<(), Refused> {
+    for (name, part, required) in
+        [("service", &running.service, true), ("route", &running.route, true), ("env", &running.env, false), ("method", &running.method, false)]
+    {
+        check_part(name, part, required).map_err(|e| malformed(format!("`in_flight`: {e}")))?;
+    }
+    Ok(())
 }
 
 impl<'a> From<Ordinary<'a>> for Line<'a> {
@@ -300,6 +455,13 @@ impl<'a> From<Ordinary<'a>> for Line<'a> {
             stage: text(o.stage),
             in_flight: None,
         }
+    }
+}
+
+impl<'l> From<&'l Line<'_>> for Beside<'l> {
+    fn from(line: &'l Line<'_>) -> Self {
+        let part = |part: &'l Option<Text<'_>>| part.as_ref().map(|t| &*t.0);
+        Self { trace_id: part(&line.trace_id), actor: part(&line.actor), key: part(&line.key), stage: part(&line.stage) }
     }
 }
 
@@ -379,6 +541,17 @@ fn durations(line: &Line<'_>) -> Result<Vec<(Span, u64)>, Refused> {
     if spans.is_empty() { Err(malformed("no value: expected at least one")) } else { Ok(spans) }
 }
 
+fn outcome_at(place: u64) -> Option<Outcome> {
+    Outcome::ALL.get(usize::try_from(place).ok()?).copied()
+}
+
+fn check_weight(weight: u64) -> Result<(), Refused> {
+    if (1..=WEIGHT_MAX).contains(&weight) {
+        return Ok(());
+    }
+    Err(malformed(format!("`weight` is {weight}, expected a whole number from 1 to {WEIGHT_MAX}")))
+}
+
 fn check_count(count: u64) -> Result<(), Refused> {
     if (1..=COUNT_MAX).contains(&count) { Ok(()) } else { Err(malformed(format!("a count is {count}, expected a whole number from 1 to {COUNT_MAX}"))) }
 }
@@ -396,18 +569,18 @@ fn whole_us(us: f64) -> Result<u64, Refused> {
 
 type DetailParts = (Option<String>, Option<String>, Option<String>, bool);
 
-fn detail(line: &Line<'_>) -> Result<Option<DetailParts>, Refused> {
-    let starts = match line.stage.as_ref().map(|s| &*s.0) {
+fn detail(beside: &Beside<'_>) -> Result<Option<DetailParts>, Refused> {
+    let starts = match beside.stage {
         None | Some("end") => false,
         Some("start") => true,
         Some(other) => return Err(malformed(format!("`stage` is {other:?}, expected start or end"))),
     };
-    let part = |name: &'static str, text: &Option<super::json::Text<'_>>| match text {
-        Some(t) if t.0.len() > DETAIL_BYTES_MAX => Err(malformed(format!("`{name}` is longer than {DETAIL_BYTES_MAX} bytes"))),
-        Some(t) => check_part(name, &t.0, false).map_err(|e| malformed(e.to_string())).map(|()| Some(t.0.to_string())),
+    let part = |name: &'static str, text: Option<&str>| match text {
+        Some(t) if t.len() > DETAIL_BYTES_MAX => Err(malformed(format!("`{name}` is longer than {DETAIL_BYTES_MAX} bytes"))),
+        Some(t) => check_part(name, t, false).map_err(|e| malformed(e.to_string())).map(|()| Some(t.to_owned())),
         None => Ok(None),
     };
-    let (trace_id, actor, key) = (part("trace_id", &line.trace_id)?, part("actor", &line.actor)?, part("key", &line.key)?);
+    let (trace_id, actor, key) = (part("trace_id", beside.trace_id)?, part("actor", beside.actor)?, part("key", beside.key)?);
     let any = trace_id.is_some() || actor.is_some() || key.is_some();
     Ok(any.then_some((trace_id, actor, key, starts)))
 }

@@ -18,7 +18,7 @@ use super::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
 use super::batch_keys::{Identity, KEY_BYTES_MAX, Sender, body_hash, key_of};
 use super::commit::{Answer, Door, Submission};
 use super::known::KnownEndpoints;
-use super::{Batch, Fate, Fates, json};
+use super::{Batch, Fate, Fates, binary, json};
 use crate::endpoint::PathTemplates;
 use crate::time::Timestamp;
 
@@ -108,6 +108,7 @@ impl IntoResponse for Refusal {
 enum Format {
     Json,
     Ndjson,
+    Binary,
 }
 
 impl Ingest {
@@ -166,6 +167,14 @@ impl Ingest {
                 Refusal::new(StatusCode::BAD_REQUEST, "malformed", format!("the body is not a JSON array or object: {e}; nothing of it was applied"))
             })?,
             Format::Ndjson => json::read_ndjson(bytes, &mut admission),
+            Format::Binary => binary::read(bytes, &mut admission).map_err(|e| {
+                self.refusals.add(Fate::Malformed, 1);
+                let (status, code) = match e {
+                    binary::Refused::TooMany(..) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+                    _ => (StatusCode::BAD_REQUEST, "malformed"),
+                };
+                Refusal::new(status, code, format!("the body is not a batch of timings in protobuf: {e}; nothing of it was applied"))
+            })?,
         }
         Ok(admission.finish())
     }
@@ -213,10 +222,11 @@ fn format_of(headers: &HeaderMap) -> Result<Format, Refusal> {
     match given.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
         "application/json" => Ok(Format::Json),
         "application/x-ndjson" => Ok(Format::Ndjson),
+        "application/x-protobuf" => Ok(Format::Binary),
         _ => Err(Refusal::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "content_type",
-            format!("the content type is `{given}`, expected application/json or application/x-ndjson"),
+            format!("the content type is `{given}`, expected application/json, application/x-ndjson or application/x-protobuf"),
         )),
     }
 }

@@ -1,15 +1,17 @@
-//! Taking timings in: [`json`] reads the bytes ([`ordinary`] the shape that most lines have), [`admission`] says what each line is and which are refused, [`known`] which endpoints
-//! have a number, [`batch_keys`] what was already taken. An ordinary timing is [`packed`] into 64 bits.
+//! Taking timings in: [`json`] reads the bytes ([`ordinary`] the shape that most lines have) or [`binary`] does (in the form of [`protobuf`]), [`admission`] says what each timing
+//! is and which are refused, [`known`] which endpoints have a number, [`batch_keys`] what was already taken. An ordinary timing is [`packed`] into 64 bits.
 //! What comes out is a [`Batch`]; `run` commits it.
 
 pub mod admission;
 pub mod batch_keys;
+pub mod binary;
 pub mod commit;
 pub mod http;
 pub mod json;
 pub mod known;
 pub mod ordinary;
 pub mod packed;
+pub mod protobuf;
 
 use serde::{Deserialize, Serialize};
 

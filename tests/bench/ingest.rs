@@ -6,7 +6,7 @@ use super::answers::{Answers, disk_sync};
 use super::load::{BATCHES, CONNECTIONS, Done, Load, now_ms, run};
 use super::process::{Server, folder_bytes, thread_cpu_ns};
 use super::table::{Table, Target};
-use super::traffic::{JSON, Mix, Popularity, Timing};
+use super::traffic::{BINARY, Format, JSON, Mix, Popularity, Timing};
 use super::{Bench, SEED};
 
 /// What the parse-only rate reads out of an element: all that is sent, borrowed.
@@ -33,7 +33,7 @@ const MODERATE: Duration = Duration::from_millis(32);
 
 /// Timings by CPU second, parsed only: UTF-8 checked once, text borrowed. One thread, the server idle.
 fn parse_only(batches: &[Vec<Timing>]) -> f64 {
-    let bodies: Vec<Vec<u8>> = batches.iter().map(|timings| body(timings)).collect();
+    let bodies: Vec<Vec<u8>> = batches.iter().map(|timings| body(&JSON, timings)).collect();
     let (start_ns, mut parsed) = (thread_cpu_ns(), 0);
     while thread_cpu_ns() - start_ns < PARSE_NS {
         for body in &bodies {
@@ -44,9 +44,9 @@ fn parse_only(batches: &[Vec<Timing>]) -> f64 {
     parsed as f64 * 1e9 / (thread_cpu_ns() - start_ns)
 }
 
-fn body(timings: &[Timing]) -> Vec<u8> {
+fn body(format: &Format, timings: &[Timing]) -> Vec<u8> {
     let mut body = Vec::new();
-    (JSON.encode)(timings, now_ms(), &mut body);
+    (format.encode)(timings, now_ms(), &mut body);
     body
 }
 
@@ -81,7 +81,7 @@ pub fn json(bench: &mut Bench) {
     let mut accepted = servers.each_ref().map(Server::taken);
     let mut variants: Vec<_> =
         mixes.iter().flat_map(|mix| [1_000, 100].map(|per_batch| (*mix, per_batch, mix.batches(SEED, BATCHES, per_batch), Rates::default()))).collect();
-    let bytes = body(&variants[0].2[0]).len() as f64 / 1_000.0;
+    let bytes = body(&JSON, &variants[0].2[0]).len() as f64 / 1_000.0;
     Table::note(&format!("{bytes:.0} bytes a timing, {BATCHES} batches cycled over {CONNECTIONS} connections"));
     for _ in 0..bench.rounds {
         for (mix, _, batches, rates) in &mut variants {
@@ -111,6 +111,40 @@ pub fn json(bench: &mut Bench) {
     for (server, accepted) in servers.iter().zip(accepted) {
         check_count(server, accepted);
     }
+}
+
+/// How many endpoints there are decides how much of a batch is its dictionary.
+const DICTIONARIES: [u32; 3] = [100, 1_000, 10_000];
+
+/// The same timings as JSON and as binary batches, in turns.
+pub fn binary(bench: &mut Bench) {
+    let server = bench.server("binary", Mix { popularity: Popularity::Zipf, endpoints: 10_000 });
+    let mut accepted = server.taken();
+    let mut variants = DICTIONARIES.map(|endpoints| {
+        let mix = Mix { popularity: Popularity::Zipf, endpoints };
+        (mix, mix.batches(SEED, BATCHES, 1_000), [const { (Vec::new(), Vec::new()) }; 2], Vec::new())
+    });
+    for _ in 0..bench.rounds {
+        for (_, batches, rates, ratio) in &mut variants {
+            for (format, (per_core, wall)) in [&JSON, &BINARY].into_iter().zip(rates.iter_mut()) {
+                let (done, cpu_s) = measured(&server, &Load::saturating(server.address, format, batches, bench.round()));
+                accepted += done.accepted;
+                per_core.push(done.accepted as f64 / cpu_s);
+                wall.push(done.accepted as f64 / done.wall_s);
+            }
+            ratio.push(rates[1].0.last().unwrap() / rates[0].0.last().unwrap());
+        }
+    }
+    for (mix, batches, [(json, _), (binary, wall)], ratio) in &variants {
+        let what = format!("1000 a batch, zipf {}", mix.endpoints);
+        let bytes = body(&BINARY, &batches[0]).len() as f64 / 1_000.0;
+        Table::note(&format!("{what}: {bytes:.1} bytes a timing, as JSON {:.0}", body(&JSON, &batches[0]).len() as f64 / 1_000.0));
+        bench.table.row(&format!("{what}: server, binary"), "/s/core", binary, Target::AtLeast(15e6));
+        bench.table.row(&format!("{what}: server, JSON"), "/s/core", json, Target::None);
+        bench.table.row(&format!("{what}: binary / JSON"), "", ratio, Target::None);
+        bench.table.row(&format!("{what}: wall, binary"), "/s", wall, Target::None);
+    }
+    check_count(&server, accepted);
 }
 
 #[derive(Default)]

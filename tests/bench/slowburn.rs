@@ -74,8 +74,9 @@ fn config(mix: Mix) -> String {
 /// A section: its name, what it measures, and how.
 type Section = (&'static str, &'static str, fn(&mut Bench));
 
-const SECTIONS: [Section; 9] = [
+const SECTIONS: [Section; 10] = [
     ("json", "timings a second for each core of the server, as JSON over HTTP, answered when on disk", ingest::json),
+    ("binary", "the same timings as JSON and as protobuf columns, in turns", ingest::binary),
     ("answers", "how long an answer takes, 64 connections, 100 timings a batch, 10k endpoints", ingest::answers),
     ("log", "bytes of the log for each timing", ingest::log),
     ("endpoints", "100k endpoints: memory, answers while periods are closed, scrapes, disk", endpoints::endpoints),

@@ -14,6 +14,8 @@ mod bad_input;
 mod commands;
 mod connections;
 mod description;
+#[path = "../proto/mod.rs"]
+mod proto;
 mod reading;
 mod security;
 mod server;

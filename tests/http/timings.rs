@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::proto::encode;
 use crate::server::{Server, now_ms, within};
 
 const ONE: &str = r#"{"service":"shop","method":"POST","route":"/orders","status":201,"duration_ms":182.4}"#;
@@ -83,7 +84,7 @@ fn packed_bodies_are_unpacked_and_other_types_and_encodings_are_told() {
     post(&[("Content-Type", "Application/JSON; charset=utf-8")], body.as_bytes()).taken(2, 0);
     assert_eq!(server.requests("shop"), 10);
 
-    post(&[], body.as_bytes()).refused(415, "application/x-ndjson");
+    post(&[], body.as_bytes()).refused(415, "application/x-ndjson or application/x-protobuf");
     post(&[("Content-Type", "text/plain")], body.as_bytes()).refused(415, "text/plain");
     post(&[json, ("Content-Encoding", "br")], body.as_bytes()).refused(415, "expected gzip or zstd");
     post(&[json, ("Content-Encoding", "gzip")], body.as_bytes()).refused(400, "not gzip");
@@ -91,6 +92,40 @@ fn packed_bodies_are_unpacked_and_other_types_and_encodings_are_told() {
     post(&[json, ("Content-Encoding", "gzip")], b"").refused(400, "nothing of it was applied");
     assert_eq!(server.requests("shop"), 10);
     server.expect_fate("malformed", 6);
+}
+
+#[test]
+fn a_binary_batch_is_taken_packed_or_plain_and_counts_once_under_its_key() {
+    let server = Server::start("", &[]);
+    let binary = ("Content-Type", "application/x-protobuf");
+    let post = |headers: &[(&str, &str)], body: &[u8]| server.request("POST", "/api/v1/timings", headers, body);
+    let body = encode(&json!({
+        "endpoints": [{"service": "shop", "method": "POST", "route": "/orders"}, {"service": "shop", "path": "/orders/4711"}],
+        "endpoint": [0, 1, 0, 0, 0],
+        "duration_us": [182_400, 182_400, 182_400, 1_000_000_000_000_u64, 182_400],
+        "outcome": ["OUTCOME_OK", "OUTCOME_TIMEOUT", "OUTCOME_OK", "OUTCOME_OK", "OUTCOME_OK"],
+        "ts_delta_ms": [0, -20, 5, 0, 86_400_000],
+        "details": [{"timing": 2, "trace_id": "t", "actor": "ann"}],
+        "in_flight": [{"service": "shop", "route": "/orders", "method": "POST", "age_ms": 31_000, "n": 4}],
+    }));
+    let first = post(&[binary, ("Idempotency-Key", "k1")], &body).taken(3, 2);
+    let places: Vec<_> = first["errors"].as_array().unwrap().iter().map(|e| e["index"].as_u64().unwrap()).collect();
+    assert_eq!(places, [3, 4], "{first}");
+    assert_eq!(post(&[binary, ("Idempotency-Key", "k1")], &body).taken(3, 2)["duplicate"], true);
+    post(&[binary, ("Idempotency-Key", "k1")], &[]).refused(422, "another body");
+    post(&[binary, ("Content-Encoding", "gzip")], &gzip(&body)).taken(3, 2);
+    post(&[binary, ("Content-Encoding", "zstd")], &zstd(&body)).taken(3, 2);
+    post(&[binary, ("Slowburn-Sender", "shop-1; epoch=7; seq=1")], &[]).taken(0, 0);
+    assert_eq!(server.requests("shop"), 9);
+    let list = server.get("/api/v1/endpoints?service=shop&route=/orders/{id}");
+    assert_eq!((&list["endpoints"][0]["requests"], &list["endpoints"][0]["failures"]), (&json!(3), &json!(3)), "{list}");
+
+    post(&[binary], &body[..body.len() - 1]).refused(400, "nothing of it was applied");
+    post(&[binary], ONE.as_bytes()).refused(400, "not a batch of timings in protobuf");
+    post(&[binary], &encode(&json!({"endpoint": [0], "duration_us": [1]}))).refused(400, "timing 0 is of endpoint 0");
+    post(&[binary], &[0x0a, 0].repeat(1_000_000)).refused(413, "over 100000 endpoints");
+    assert_eq!(server.requests("shop"), 9);
+    assert_eq!((server.fate("accepted"), server.fate("early")), (9, 3));
 }
 
 #[test]
