@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 
 use super::json::{Line, Text, Ts};
 use super::known::{KnownEndpoints, Numbers, join};
+use super::memory::Reservation;
 use super::ordinary::Ordinary;
 use super::packed::Packed;
 use super::{Batch, Detail, Fate, InFlight, Item, Whose};
@@ -61,6 +62,9 @@ fn malformed(reason: impl Into<String>) -> Refused {
 /// Look-ups after which the known endpoints are let go of for a moment, so that new ones can be added.
 const LOOK_UPS_HELD: u32 = 1_024;
 
+/// The least room that a batch asks for.
+const STEP_BYTES: u64 = 4 << 10;
+
 /// Takes lines into a batch.
 #[derive(Debug)]
 pub struct Admission<'a> {
@@ -71,6 +75,9 @@ pub struct Admission<'a> {
     look_ups: u32,
     joined: Vec<u8>,
     places: HashMap<EndpointKey, u32, foldhash::quality::RandomState>,
+    room: Option<Reservation>,
+    held_bytes: u64,
+    without_room: u64,
     /// What was taken so far.
     pub batch: Batch,
 }
@@ -80,7 +87,46 @@ impl<'a> Admission<'a> {
     #[must_use]
     pub fn new(templates: &'a PathTemplates, known: &'a KnownEndpoints, limits: TimeLimits) -> Self {
         let batch = Batch { read_in: Slot::containing(limits.now), ..Batch::default() };
-        Self { templates, limits, known, held: None, look_ups: 0, joined: Vec::new(), places: HashMap::default(), batch }
+        Self {
+            templates,
+            limits,
+            known,
+            held: None,
+            look_ups: 0,
+            joined: Vec::new(),
+            places: HashMap::default(),
+            room: None,
+            held_bytes: 0,
+            without_room: 0,
+            batch,
+        }
+    }
+
+    /// Asks for room as the batch grows; timings that come when there is none are counted and not kept.
+    #[must_use]
+    pub fn within(mut self, room: Reservation) -> Self {
+        self.room = Some(room);
+        self
+    }
+
+    /// The room that the batch has; or how many timings came when there was none.
+    ///
+    /// # Errors
+    /// The count.
+    pub fn take_room(&mut self) -> Result<Option<Reservation>, u64> {
+        if self.without_room > 0 { Err(self.without_room) } else { Ok(self.room.take()) }
+    }
+
+    /// Asks for room for so many bytes; a growing list has twice what is in it. Without it the timings are counted as such.
+    fn has_room(&mut self, bytes: usize, timings: u64) -> bool {
+        let Some(room) = &mut self.room else { return true };
+        self.held_bytes += 2 * bytes as u64;
+        let missing = self.held_bytes.saturating_sub(room.bytes());
+        let has = self.without_room == 0 && (missing == 0 || room.grow(missing.max(self.held_bytes / 2).max(STEP_BYTES)).is_ok());
+        if !has {
+            self.without_room = self.without_room.saturating_add(timings);
+        }
+        has
     }
 
     /// The server's clock moved on.
@@ -101,8 +147,10 @@ impl<'a> Admission<'a> {
     pub fn ordinary(&mut self, at: usize, line: &Ordinary<'_>) {
         match self.packed(line) {
             Some(packed) => {
-                self.batch.packed.push(packed);
-                self.batch.accepted += 1;
+                if self.has_room(size_of::<Packed>(), 1) {
+                    self.batch.packed.push(packed);
+                    self.batch.accepted += 1;
+                }
             }
             None => self.line(at, Ok(Line::from(*line))),
         }
@@ -183,8 +231,16 @@ impl<'a> Admission<'a> {
         if !(1..=WEIGHT_MAX).contains(&weight) {
             return Err(malformed(format!("`weight` is {weight}, expected a whole number from 1 to {WEIGHT_MAX}")));
         }
+        let is_new = number.is_none() && !self.places.contains_key(&key);
+        let (bytes, timings) = size_of_line(line, &key, is_new);
+        if !self.has_room(bytes, timings) {
+            return Ok(());
+        }
         let spans = durations(line)?;
         let detail = detail(line)?;
+        if line.hdr.is_some() && !self.has_room(spans.len() * size_of::<Item>(), spans.iter().map(|s| s.1).sum()) {
+            return Ok(());
+        }
         let longest_us = spans.iter().map(|s| s.0.highest_us).max().unwrap_or(0);
         let whose = number.map_or_else(|| Whose::Key(self.place(key, line.critical.unwrap_or(false))), Whose::Known);
         let slot = Slot::containing(ts);
@@ -234,6 +290,9 @@ impl<'a> Admission<'a> {
     }
 
     fn take_in_flight(&mut self, line: &Line<'_>) -> Result<(), Refused> {
+        if !self.has_room(line.in_flight.as_ref().map_or(0, Vec::len) * (size_of::<InFlight>() + 64), 0) {
+            return Ok(());
+        }
         let mut taken = Vec::new();
         for running in line.in_flight.as_deref().unwrap_or_default() {
             let running = InFlight {
@@ -283,6 +342,18 @@ impl<'a> From<Ordinary<'a>> for Line<'a> {
             in_flight: None,
         }
     }
+}
+
+/// What a line adds to a batch, in bytes, and its timings.
+fn size_of_line(line: &Line<'_>, key: &KeyRef<'_>, is_new: bool) -> (usize, u64) {
+    let (values, timings) = match &line.values_us {
+        Some(values) => (values.len(), values.iter().map(|(_, count)| (*count).min(COUNT_MAX)).sum()),
+        None => (1, u64::from(line.hdr.is_none())),
+    };
+    let parts: usize = [key.service, key.env, key.kind, key.method, key.route].iter().map(|p| p.len()).sum();
+    let details: usize = [&line.trace_id, &line.actor, &line.key].into_iter().flatten().map(|t| t.0.len() + size_of::<Detail<Whose>>() / 3).sum();
+    let new = if is_new { 2 * (size_of::<EndpointKey>() + parts) } else { 0 };
+    (values * (size_of::<Item>() + size_of::<(Span, u64)>()) + details + new, timings)
 }
 
 fn text<'l>(part: Option<&'l super::json::Text<'_>>) -> &'l str {
