@@ -353,7 +353,7 @@ fn size_of_line(line: &Line<'_>, key: &KeyRef<'_>, is_new: bool) -> (usize, u64)
     let parts: usize = [key.service, key.env, key.kind, key.method, key.route].iter().map(|p| p.len()).sum();
     let details: usize = [&line.trace_id, &line.actor, &line.key].into_iter().flatten().map(|t| t.0.len() + size_of::<Detail<Whose>>() / 3).sum();
     let new = if is_new { 2 * (size_of::<EndpointKey>() + parts) } else { 0 };
-    (values * (size_of::<Item>() + size_of::<(Span, u64)>()) + details + new, timings)
+    (values * size_of::<Item>() + details + new, timings)
 }
 
 fn text<'l>(part: Option<&'l super::json::Text<'_>>) -> &'l str {

@@ -170,7 +170,7 @@ impl Ingest {
         // One body of each sender is read as long as there is room at all: what is critical is not known before.
         let up_to = if reading.is_alone_or_critical() { CRITICAL_TO } else { NOISY_TO };
         let packed = self.receive(body, Reservation::new(&self.memory, up_to)).await.inspect_err(unread)?;
-        let bytes = unpack(headers, packed, self.body_bytes_max, || Reservation::new(&self.memory, up_to)).inspect_err(unread)?;
+        let bytes = unpack(headers, packed, self.bytes_max(), || Reservation::new(&self.memory, up_to)).inspect_err(unread)?;
         let (batch, room) = self.read(format, bytes.bytes(), Reservation::new(&self.memory, up_to))?;
         let identity = match (key, sender) {
             (Some(key), _) => Identity::Key(key_of(caller.scope, &key)),
@@ -183,12 +183,17 @@ impl Ingest {
         self.commit(batch, identity, body, (place, room)).await
     }
 
+    /// A body after unpacking, in bytes: one that never fits is not to be tried again.
+    fn bytes_max(&self) -> usize {
+        usize::try_from(self.memory.body_bytes_max()).map_or(self.body_bytes_max, |fits| self.body_bytes_max.min(fits))
+    }
+
     /// Reads the body. What is too much is still read to its end, and not kept, so that the peer gets its answer.
     async fn receive(&self, body: Body, room: Reservation) -> Result<Buffer, Refusal> {
-        let mut buffer = Buffer::new(room, self.body_bytes_max);
+        let mut buffer = Buffer::new(room, self.bytes_max());
         let mut has_room = true;
         let all = async {
-            let mut body = Limited::new(body, self.body_bytes_max);
+            let mut body = Limited::new(body, self.bytes_max());
             while let Some(frame) = body.frame().await {
                 let Ok(data) = frame?.into_data() else { continue };
                 if has_room && buffer.push(&data).is_err() {
@@ -200,7 +205,7 @@ impl Ingest {
         };
         match tokio::time::timeout(BODY_WAIT, all).await {
             Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive within 30 s: nothing of it was applied")),
-            Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large(self.body_bytes_max)),
+            Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large(self.bytes_max())),
             Ok(Err(e)) => Err(cut_off(&e.to_string())),
             Ok(Ok(())) if has_room => Ok(buffer),
             Ok(Ok(())) => Err(no_room(NoRoom)),

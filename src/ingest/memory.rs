@@ -79,8 +79,14 @@ impl Memory {
     }
 
     fn per_mille_with(&self, reserved: u64) -> u64 {
-        let all = self.used_with(reserved).saturating_mul(1_000) / self.ceiling;
-        all.max(reserved.saturating_mul(1_000 * PASSING_SHARE) / self.ceiling)
+        let all = self.used_with(reserved).saturating_mul(1_000).div_ceil(self.ceiling);
+        all.max(reserved.saturating_mul(1_000 * PASSING_SHARE).div_ceil(self.ceiling))
+    }
+
+    /// The largest body that can be read at all: it is there packed and unpacked, or unpacked and as timings.
+    #[must_use]
+    pub fn body_bytes_max(&self) -> u64 {
+        self.ceiling / PASSING_SHARE / 2
     }
 
     fn take(&self, bytes: u64, up_to_per_mille: u64) -> Result<(), NoRoom> {
