@@ -196,11 +196,39 @@ fn large_bodies_from_many_connections_at_once_stay_below_the_ceiling() {
         done.store(true, Ordering::Relaxed);
     });
     let (grown, answered) = (highest.into_inner().saturating_sub(before), answered.into_inner().unwrap());
+    std::thread::sleep(Duration::from_millis(1_500));
+    println!("behind it {} MiB are resident, {} MiB before", server.resident_kib() >> 10, before >> 20);
     println!("{CONNECTIONS} bodies of {} MiB: {} MiB more resident, ceiling {} MiB; answers {answered:?}", bomb.len() >> 20, grown >> 20, CEILING >> 20);
     assert!(grown < CEILING + CEILING / 10, "{grown} bytes more");
     assert!(answered.get(&503).is_some_and(|n| *n > 0), "it was shed: {answered:?}");
     assert_eq!(answered.values().sum::<u32>(), 200);
     within(Duration::from_secs(5), "all goes on", || server.send(&[], &timing("/known")).status == 200 && server.requests("shop") > 0);
+}
+
+#[test]
+fn a_flood_of_names_ends_below_the_ceiling_and_what_is_known_goes_on() {
+    const CEILING: u64 = 96 << 20;
+    let limits = "memory = '96MiB'\nendpoints = 10000000\nendpoints_per_service = 10000000\nnew_endpoints_per_second_per_service = 1000000\n";
+    let server = Server::start(&format!("[[endpoint]]\nservice = 'shop'\nroute = '/critical'\n[limits]\n{limits}"), &[]);
+    server.send(&[], &timing("/known")).taken(1, 0);
+    let (mut sent, mut taken, mut highest) = (1, 1, 0);
+    within(Duration::from_secs(100), "names are counted together", || {
+        let lines: Vec<String> =
+            (sent..sent + 500).map(|n| format!(r#"{{"service":"names","method":"GET","route":"/a/long/way/to/the/name/{n}","duration_ms":1}}"#)).collect();
+        sent += 500;
+        if server.send(&[], &format!("[{}]", lines.join(","))).status == 200 {
+            taken += 500;
+        }
+        highest = highest.max(server.resident_kib() << 10);
+        server.fate("over_limit") > 20_000
+    });
+    let endpoints = gauge(&server, "slowburn_endpoints");
+    println!("{sent} names: {endpoints} endpoints, {} MiB resident at most, ceiling {} MiB", highest >> 20, CEILING >> 20);
+    assert!(highest < CEILING + CEILING / 10, "{highest}");
+    assert!(endpoints < taken - 20_000, "{endpoints}");
+    within(Duration::from_secs(10), "what is critical goes on", || server.send(&[], &timing("/critical")).status == 200);
+    server.expect_fate("shed", sent - taken);
+    assert_eq!(server.fate("accepted") + server.fate("over_limit"), taken + 1);
 }
 
 #[test]
