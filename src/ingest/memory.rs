@@ -1,7 +1,7 @@
 //! How much memory there is, how much of it is taken, and what is refused from when on.
 //!
 //! Counted as it is asked for: bodies as they arrive and are unpacked (the room of their buffers, and the window of zstd), timings as they are read until they are on disk. Estimated:
-//! queries, by a fixed sum and the endpoints they list. Looked at once a second: what the whole process has in memory (the catalogue, open slots, histograms, connections, the
+//! queries, by a fixed sum and the endpoints they list. Looked at four times a second: what the whole process has in memory (the catalogue, open slots, histograms, connections, the
 //! allocator's own), to which is added what was asked for since. Not seen before it is looked at: what one line is while it is parsed, one for each thread.
 //!
 //! What passes through may be a [`PASSING_SHARE`]th of the ceiling: an allocator rarely gives back what it had once, so what passes through could push out what stays. How full it is

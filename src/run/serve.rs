@@ -43,7 +43,7 @@ use crate::time::Timestamp;
 const DRAIN_WAIT: Duration = Duration::from_secs(10);
 
 /// How far apart two looks at this process's memory are.
-const MEMORY_LOOK: Duration = Duration::from_secs(1);
+const MEMORY_LOOK: Duration = Duration::from_millis(250);
 
 /// Why the server cannot run.
 #[derive(Debug, thiserror::Error)]
