@@ -42,6 +42,14 @@ pub struct Config {
     pub connections_max: usize,
     /// Batches waiting to be committed.
     pub batches_waiting_max: usize,
+    /// How much memory the process may have.
+    pub memory: MemoryLimit,
+    /// Slow queries at one time.
+    pub queries_max: usize,
+    /// How long one more waits, in milliseconds.
+    pub query_wait_ms: i64,
+    /// How fast new endpoints may come, for each service.
+    pub new_endpoints_per_second: u64,
     /// Endpoints in `/metrics`.
     pub exported_endpoints_max: usize,
     /// How long minutes are kept, in milliseconds.
@@ -62,6 +70,55 @@ pub struct Config {
     pub tokens: Vec<Token>,
     /// What is accepted and not judged by this version, for a warning.
     pub not_judged: Vec<String>,
+}
+
+/// How much memory the process may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// Bytes.
+    Bytes(u64),
+    /// A share of what the control group or the machine allows.
+    Percent(u64),
+}
+
+/// The least memory that can be configured.
+const MEMORY_BYTES_MIN: u64 = 64 << 20;
+
+impl MemoryLimit {
+    fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not bytes, at least 64MiB, such as \"1GiB\", nor a share such as \"75%\"");
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let each: u64 = match unit.trim() {
+            "%" if (1..=100).contains(&number) => return Ok(Self::Percent(number)),
+            "" | "B" => 1,
+            "kB" => 1_000,
+            "KiB" => 1 << 10,
+            "MB" => 1_000_000,
+            "MiB" => 1 << 20,
+            "GB" => 1_000_000_000,
+            "GiB" => 1 << 30,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(each).filter(|bytes| *bytes >= MEMORY_BYTES_MIN).map(Self::Bytes).ok_or_else(wrong)
+    }
+}
+
+impl<'de> Deserialize<'de> for MemoryLimit {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected bytes as a number, or a text such as \"1GiB\" or \"75%\"")]
+        enum Given {
+            Bytes(u64),
+            Text(String),
+        }
+        let text = match Given::deserialize(deserializer)? {
+            Given::Bytes(bytes) => bytes.to_string(),
+            Given::Text(text) => text,
+        };
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
 }
 
 /// What a token allows.
@@ -133,6 +190,10 @@ struct RawLimits {
     connections: Option<usize>,
     batches_waiting: Option<usize>,
     exported_endpoints: Option<usize>,
+    memory: Option<MemoryLimit>,
+    queries: Option<usize>,
+    query_wait: Option<Millis>,
+    new_endpoints_per_second_per_service: Option<usize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -332,6 +393,8 @@ impl Config {
         let source = Source { file, text };
         let (default, raw) = (defaults.read()?, source.read()?);
         let limits = |f: fn(&RawLimits) -> Option<usize>| raw.limits.as_ref().and_then(f).or(default.limits.as_ref().and_then(f)).unwrap_or(1);
+        let query_wait_ms = raw.limits.as_ref().and_then(|l| l.query_wait).or(default.limits.as_ref().and_then(|l| l.query_wait)).map_or(2_000, |m| m.0);
+        let memory = raw.limits.as_ref().and_then(|l| l.memory).or(default.limits.as_ref().and_then(|l| l.memory)).unwrap_or(MemoryLimit::Percent(75));
         let keep = |f: fn(&RawRetention) -> Option<Spanned<Millis>>| raw.retention.as_ref().and_then(f).or(default.retention.as_ref().and_then(f));
         let keep_ms = |kept: Option<Spanned<Millis>>| kept.map_or(0, |k| k.get_ref().0);
         let log = keep(|r| r.log.clone());
@@ -370,6 +433,10 @@ impl Config {
             body_bytes_max: limits(|l| l.body_bytes),
             connections_max: limits(|l| l.connections),
             batches_waiting_max: limits(|l| l.batches_waiting).max(1),
+            memory,
+            queries_max: limits(|l| l.queries).max(1),
+            query_wait_ms,
+            new_endpoints_per_second: limits(|l| l.new_endpoints_per_second_per_service) as u64,
             exported_endpoints_max: limits(|l| l.exported_endpoints),
             keep_minutes_ms: keep_ms(minutes),
             keep_hours_ms: keep_ms(keep(|r| r.hours.clone())),
@@ -590,6 +657,20 @@ severity = "critical"
             for part in parts {
                 assert!(error.contains(part), "{error}: {part}");
             }
+        }
+    }
+
+    #[test]
+    fn memory_is_bytes_or_a_share() {
+        let read = |value: &str| Config::parse("c.toml", &format!("[limits]\nmemory = {value}\n")).map(|c| c.memory).map_err(|e| e.to_string());
+        assert_eq!(read("67108864"), Ok(MemoryLimit::Bytes(64 << 20)));
+        assert_eq!(read("\"1GiB\""), Ok(MemoryLimit::Bytes(1 << 30)));
+        assert_eq!(read("\"500 MB\""), Ok(MemoryLimit::Bytes(500_000_000)));
+        assert_eq!(read("\"50%\""), Ok(MemoryLimit::Percent(50)));
+        assert_eq!(Config::default_config().memory, MemoryLimit::Percent(75));
+        for wrong in ["\"0%\"", "\"101%\"", "\"1GiB!\"", "\"\"", "\"63MiB\"", "1", "true", "\"99999999999GiB\""] {
+            let error = read(wrong).unwrap_err();
+            assert!(error.starts_with("c.toml:2:10: memory: ") && error.contains("1GiB"), "{error}");
         }
     }
 

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::counting::{Cell, Outcome, Span, Tally};
-use crate::endpoint::{EndpointId, EndpointKey};
+use crate::endpoint::{EndpointId, EndpointKey, OVERFLOW_ROUTE};
 use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
 use crate::history::counts::{Counted, Counts, Writer};
+use crate::history::creation::{Creation, May};
 use crate::history::open_slots::{ClosedMinute, OpenSlots};
 use crate::history::totals::{Sums, Total};
 use crate::incident::Incident;
@@ -285,7 +286,14 @@ impl Machine {
     /// Turns batches into counts.
     #[must_use]
     pub fn fold(&self, batches: &[&Batch]) -> Delta {
-        let mut folding = Folding { machine: self, delta: Delta::default(), new: BTreeMap::new(), counts: Writer::default() };
+        self.fold_within(batches, None)
+    }
+
+    /// Likewise, with a limit on how fast new endpoints may come.
+    #[must_use]
+    pub fn fold_within(&self, batches: &[&Batch], creation: Option<&mut Creation>) -> Delta {
+        let mut folding =
+            Folding { machine: self, delta: Delta::default(), new: BTreeMap::new(), pending: BTreeMap::new(), creation, counts: Writer::default() };
         let mut packed: Vec<Packed> = Vec::with_capacity(batches.iter().map(|b| b.packed.len()).sum());
         let mut items: Vec<(Slot, EndpointId, Item)> = Vec::new();
         for batch in batches {
@@ -463,6 +471,11 @@ impl Machine {
         entry.marked == Marked::Critical || self.judge.promises().is_critical(&entry.key)
     }
 
+    /// The critical endpoints from a number on.
+    pub fn critical_from(&self, first: EndpointId) -> impl Iterator<Item = EndpointId> {
+        self.catalogue.entries().iter().zip(0..).skip(first.0 as usize).filter(|(entry, _)| self.is_critical(entry)).map(|(_, id)| EndpointId(id))
+    }
+
     /// Everything but the batch keys, which the index keeps, and minutes on their way to history.
     #[must_use]
     pub fn state(&self) -> State {
@@ -535,6 +548,9 @@ struct Folding<'m> {
     machine: &'m Machine,
     delta: Delta,
     new: BTreeMap<EndpointKey, EndpointId>,
+    /// New endpoints by service.
+    pending: BTreeMap<String, usize>,
+    creation: Option<&'m mut Creation>,
     counts: Writer,
 }
 
@@ -606,9 +622,24 @@ impl Folding<'_> {
             return Destination { id: *id, overflow: false };
         }
         let m = self.machine;
-        let pending = self.delta.endpoints.iter().filter(|e| e.key.service == key.service).count();
+        let pending = self.pending.get(&key.service).copied().unwrap_or(0);
         let critical = m.judge.promises().is_critical(key);
-        match m.catalogue.place(key, critical, &m.limits, pending, self.delta.endpoints.len()) {
+        let mut place = m.catalogue.place(key, critical, &m.limits, pending, self.delta.endpoints.len());
+        if let (Place::New(new), Some(creation)) = (&place, &mut self.creation)
+            && !critical
+            && new.route != OVERFLOW_ROUTE
+        {
+            match creation.take(&new.service) {
+                May::Come => {}
+                May::TooFast => place = Place::Overflow(EndpointKey::overflow(&new.service)),
+                // A service that is not known would be one more.
+                May::Closed => {
+                    let service = if m.catalogue.has_service(&new.service) { &new.service } else { OVERFLOW_ROUTE };
+                    place = Place::Overflow(EndpointKey::overflow(service));
+                }
+            }
+        }
+        match place {
             Place::Known(id) => Destination { id, overflow: false },
             Place::New(key) => Destination { id: self.add(key, marked), overflow: false },
             Place::Overflow(key) => {
@@ -622,6 +653,7 @@ impl Folding<'_> {
         let next = self.machine.catalogue.next_id().0 + u32::try_from(self.delta.endpoints.len()).expect("limits are far below u32");
         let marked = marked && self.machine.catalogue.may_mark(&key.service, &self.machine.limits);
         let entry = Entry { key: Arc::new(key.clone()), marked: if marked { Marked::Critical } else { Marked::No } };
+        *self.pending.entry(key.service.clone()).or_default() += 1;
         self.delta.endpoints.push(entry);
         self.new.insert(key, EndpointId(next));
         EndpointId(next)

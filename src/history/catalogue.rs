@@ -116,6 +116,12 @@ impl Catalogue {
         Place::New(key.clone())
     }
 
+    /// Whether a service has endpoints.
+    #[must_use]
+    pub fn has_service(&self, service: &str) -> bool {
+        self.services.contains_key(service)
+    }
+
     /// Whether another endpoint of the service may be marked critical by senders.
     #[must_use]
     pub fn may_mark(&self, service: &str, limits: &Limits) -> bool {

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 
 use super::json::{Line, Text, Ts};
 use super::known::{KnownEndpoints, Numbers, join};
+use super::memory::Reservation;
 use super::ordinary::Ordinary;
 use super::packed::Packed;
 use super::{Batch, Detail, Fate, InFlight, Item, Whose};
@@ -141,6 +142,8 @@ pub struct Beside<'a> {
     pub key: Option<&'a str>,
     pub stage: Option<&'a str>,
 }
+/// The least room that a batch asks for.
+const STEP_BYTES: u64 = 4 << 10;
 
 /// Takes lines into a batch.
 #[derive(Debug)]
@@ -152,6 +155,9 @@ pub struct Admission<'a> {
     look_ups: u32,
     joined: Vec<u8>,
     places: HashMap<EndpointKey, u32, foldhash::quality::RandomState>,
+    room: Option<Reservation>,
+    held_bytes: u64,
+    without_room: u64,
     /// What was taken so far.
     pub batch: Batch,
 }
@@ -161,7 +167,46 @@ impl<'a> Admission<'a> {
     #[must_use]
     pub fn new(templates: &'a PathTemplates, known: &'a KnownEndpoints, limits: TimeLimits) -> Self {
         let batch = Batch { read_in: Slot::containing(limits.now), ..Batch::default() };
-        Self { templates, limits, known, held: None, look_ups: 0, joined: Vec::new(), places: HashMap::default(), batch }
+        Self {
+            templates,
+            limits,
+            known,
+            held: None,
+            look_ups: 0,
+            joined: Vec::new(),
+            places: HashMap::default(),
+            room: None,
+            held_bytes: 0,
+            without_room: 0,
+            batch,
+        }
+    }
+
+    /// Asks for room as the batch grows; timings that come when there is none are counted and not kept.
+    #[must_use]
+    pub fn within(mut self, room: Reservation) -> Self {
+        self.room = Some(room);
+        self
+    }
+
+    /// The room that the batch has; or how many timings came when there was none.
+    ///
+    /// # Errors
+    /// The count.
+    pub fn take_room(&mut self) -> Result<Option<Reservation>, u64> {
+        if self.without_room > 0 { Err(self.without_room) } else { Ok(self.room.take()) }
+    }
+
+    /// Asks for room for so many bytes; a growing list has twice what is in it. Without it the timings are counted as such.
+    fn has_room(&mut self, bytes: usize, timings: u64) -> bool {
+        let Some(room) = &mut self.room else { return true };
+        self.held_bytes += 2 * bytes as u64;
+        let missing = self.held_bytes.saturating_sub(room.bytes());
+        let has = self.without_room == 0 && (missing == 0 || room.grow(missing.max(self.held_bytes / 2).max(STEP_BYTES)).is_ok());
+        if !has {
+            self.without_room = self.without_room.saturating_add(timings);
+        }
+        has
     }
 
     /// The server's clock moved on.
@@ -193,8 +238,10 @@ impl<'a> Admission<'a> {
     pub fn ordinary(&mut self, at: usize, line: &Ordinary<'_>) {
         match self.packed(line) {
             Some(packed) => {
-                self.batch.packed.push(packed);
-                self.batch.accepted += 1;
+                if self.has_room(size_of::<Packed>(), 1) {
+                    self.batch.packed.push(packed);
+                    self.batch.accepted += 1;
+                }
             }
             None => self.line(at, Ok(Line::from(*line))),
         }
@@ -279,8 +326,16 @@ impl<'a> Admission<'a> {
         let outcome = outcome(line.status, line.outcome.as_ref().map(|o| &*o.0))?;
         let weight = line.weight.unwrap_or(1);
         check_weight(weight)?;
+        let is_new = number.is_none() && !self.places.contains_key(&key);
+        let (bytes, timings) = size_of_line(line, &key, is_new);
+        if !self.has_room(bytes, timings) {
+            return Ok(());
+        }
         let spans = durations(line)?;
         let detail = detail(&Beside::from(line))?;
+        if line.hdr.is_some() && !self.has_room(spans.len() * size_of::<Item>(), spans.iter().map(|s| s.1).sum()) {
+            return Ok(());
+        }
         let whose = number.map_or_else(|| Whose::Key(self.place(key, line.critical.unwrap_or(false))), Whose::Known);
         self.count(whose, ts, outcome, weight, &spans, detail);
         Ok(())
@@ -331,7 +386,13 @@ impl<'a> Admission<'a> {
     /// Takes a timing of an endpoint that was looked up, or refuses it.
     #[inline]
     pub fn numeric(&mut self, at: usize, endpoint: &mut Named, timing: &Numeric<'_>) {
-        if let Some(packed) = self.packed_numeric(endpoint, timing) {
+        let packed = self.packed_numeric(endpoint, timing);
+        let texts = |b: &Beside<'_>| [b.trace_id, b.actor, b.key].into_iter().flatten().map(str::len).sum::<usize>() + size_of::<Detail<Whose>>();
+        let bytes = if packed.is_some() { size_of::<Packed>() } else { size_of::<Item>() + timing.beside.map_or(0, texts) };
+        if !self.has_room(bytes, timing.count.min(COUNT_MAX)) {
+            return;
+        }
+        if let Some(packed) = packed {
             self.batch.packed.push(packed);
             self.batch.accepted += 1;
         } else if let Err(refused) = self.take_numeric(endpoint, timing) {
@@ -394,6 +455,9 @@ impl<'a> Admission<'a> {
     }
 
     fn take_in_flight(&mut self, line: &Line<'_>) -> Result<(), Refused> {
+        if !self.has_room(line.in_flight.as_ref().map_or(0, Vec::len) * (size_of::<InFlight>() + 64), 0) {
+            return Ok(());
+        }
         let mut taken = Vec::new();
         for running in line.in_flight.as_deref().unwrap_or_default() {
             let running = InFlight {
@@ -463,6 +527,18 @@ impl<'l> From<&'l Line<'_>> for Beside<'l> {
         let part = |part: &'l Option<Text<'_>>| part.as_ref().map(|t| &*t.0);
         Self { trace_id: part(&line.trace_id), actor: part(&line.actor), key: part(&line.key), stage: part(&line.stage) }
     }
+}
+
+/// What a line adds to a batch, in bytes, and its timings.
+fn size_of_line(line: &Line<'_>, key: &KeyRef<'_>, is_new: bool) -> (usize, u64) {
+    let (values, timings) = match &line.values_us {
+        Some(values) => (values.len(), values.iter().map(|(_, count)| (*count).min(COUNT_MAX)).sum()),
+        None => (1, u64::from(line.hdr.is_none())),
+    };
+    let parts: usize = [key.service, key.env, key.kind, key.method, key.route].iter().map(|p| p.len()).sum();
+    let details: usize = [&line.trace_id, &line.actor, &line.key].into_iter().flatten().map(|t| t.0.len() + size_of::<Detail<Whose>>() / 3).sum();
+    let new = if is_new { 2 * (size_of::<EndpointKey>() + parts) } else { 0 };
+    (values * size_of::<Item>() + details + new, timings)
 }
 
 fn text<'l>(part: Option<&'l super::json::Text<'_>>) -> &'l str {

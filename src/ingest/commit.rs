@@ -4,6 +4,8 @@ use tokio::sync::oneshot;
 
 use super::Batch;
 use super::batch_keys::Identity;
+use super::memory::Reservation;
+use super::waiting::Place;
 
 /// A batch on its way.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub struct Submission {
     pub identity: Identity,
     /// The hash of its body; 0 without an identity.
     pub body: u64,
+    /// Its place in the queue, and its memory: given back when the batch is.
+    pub held: Option<(Option<Place>, Reservation)>,
     /// Where the answer goes, once the batch is on disk.
     pub reply: oneshot::Sender<Answer>,
 }

@@ -1,8 +1,10 @@
 //! `POST /api/v1/timings`: from the bytes of a request to the answer, which waits for the disk.
 //!
-//! The order is who, then how large, then what: nothing is unpacked for a stranger. Unpacked bytes are counted as they come, so that 200 MB out of 6 kB costs 16 MiB.
+//! The order is who, then how large, then what: nothing is unpacked for a stranger. Unpacked bytes are counted as they come, so that 200 MB out of 6 kB costs 16 MiB, and all bodies
+//! together have a limit ([`super::memory`]). What is refused for lack of room before it is read counts as one timing; behind that each timing of it is counted.
 
 use std::io::Read;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +20,8 @@ use super::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
 use super::batch_keys::{Identity, KEY_BYTES_MAX, Sender, body_hash, key_of};
 use super::commit::{Answer, Door, Submission};
 use super::known::KnownEndpoints;
+use super::memory::{BATCHES_TO, Buffer, CRITICAL_TO, Memory, NOISY_TO, NoRoom, Reservation};
+use super::waiting::{NoPlace, Place, Reading, Waiting};
 use super::{Batch, Fate, Fates, binary, json};
 use crate::endpoint::PathTemplates;
 use crate::time::Timestamp;
@@ -67,6 +71,33 @@ pub struct Ingest {
     pub disk_full: Arc<AtomicBool>,
     /// What was refused at the door.
     pub refusals: Arc<Refusals>,
+    /// What all bodies and batches together may take.
+    pub memory: Arc<Memory>,
+    /// The places of the queue, shared among senders.
+    pub waiting: Arc<Waiting>,
+}
+
+/// Who calls, as far as the connection and its token tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caller {
+    /// The scope of the token; it separates idempotency keys.
+    pub scope: &'static str,
+    /// Which token, by its place in the configuration.
+    pub token: Option<usize>,
+    /// From where.
+    pub address: Option<IpAddr>,
+}
+
+impl Caller {
+    /// The name under which its batches wait.
+    fn name(&self, sender: Option<&Sender>) -> String {
+        match (sender, self.token, self.address) {
+            (Some(sender), _, _) => format!("sender {}", sender.id),
+            (None, Some(token), _) => format!("token {token}"),
+            (None, None, Some(address)) => format!("address {address}"),
+            (None, None, None) => String::new(),
+        }
+    }
 }
 
 /// An answer that is an error: `{"error": {"code", "message"}}`.
@@ -88,7 +119,9 @@ impl Refusal {
         Self { status, code, message: message.into(), retry_after_s: None }
     }
 
-    fn later(status: StatusCode, code: &'static str, message: &str, seconds: u64) -> Self {
+    /// One to be tried again.
+    #[must_use]
+    pub fn later(status: StatusCode, code: &'static str, message: &str, seconds: u64) -> Self {
         Self { status, code, message: message.to_owned(), retry_after_s: Some(seconds) }
     }
 }
@@ -112,13 +145,16 @@ enum Format {
 }
 
 impl Ingest {
-    /// Answers a request whose sender may send; `scope` names its token.
+    /// Answers a request whose sender may send.
     ///
     /// # Errors
     /// [`Refusal`]: nothing of it was applied.
-    pub async fn handle(&self, headers: &HeaderMap, scope: &str, body: Body) -> Result<Response, Refusal> {
+    pub async fn handle(&self, headers: &HeaderMap, caller: Caller, body: Body) -> Result<Response, Refusal> {
         // A body that is not even read counts as one timing.
-        let unread = |_: &Refusal| self.refusals.add(Fate::Malformed, 1);
+        let unread = |refusal: &Refusal| {
+            let fate = if refusal.status == StatusCode::SERVICE_UNAVAILABLE { Fate::Shed } else { Fate::Malformed };
+            self.refusals.add(fate, 1);
+        };
         let format = format_of(headers).inspect_err(unread)?;
         if self.disk_full.load(Ordering::Relaxed) {
             self.refusals.add(Fate::Shed, 1);
@@ -131,36 +167,55 @@ impl Ingest {
         }
         let sender = sender_of(headers).inspect_err(unread)?;
         let key = key_header(headers).inspect_err(unread)?;
-        let packed = self.receive(body).await?;
-        let bytes = unpack(headers, packed, self.body_bytes_max).inspect_err(unread)?;
-        let batch = self.read(format, &bytes)?;
+        let reading = self.waiting.begin(&caller.name(sender.as_ref()), (self.now)());
+        // One body of each sender is read as long as there is room at all: what is critical is not known before.
+        let up_to = if reading.is_alone_or_critical() { CRITICAL_TO } else { NOISY_TO };
+        let packed = self.receive(body, Reservation::new(&self.memory, up_to)).await.inspect_err(unread)?;
+        let bytes = unpack(headers, packed, self.bytes_max(), || Reservation::new(&self.memory, up_to)).inspect_err(unread)?;
+        let (batch, room) = self.read(format, bytes.bytes(), Reservation::new(&self.memory, up_to))?;
         let identity = match (key, sender) {
-            (Some(key), _) => Identity::Key(key_of(scope, &key)),
+            (Some(key), _) => Identity::Key(key_of(caller.scope, &key)),
             (None, Some(sender)) => Identity::Sender(sender),
             (None, None) => Identity::None,
         };
-        let body = if identity == Identity::None { 0 } else { body_hash(&bytes) };
-        self.commit(batch, identity, body).await
+        let body = if identity == Identity::None { 0 } else { body_hash(bytes.bytes()) };
+        drop(bytes);
+        let place = self.admit(&batch, &reading)?;
+        self.commit(batch, identity, body, (place, room)).await
     }
 
-    async fn receive(&self, body: Body) -> Result<Vec<u8>, Refusal> {
-        let collected = tokio::time::timeout(BODY_WAIT, Limited::new(body, self.body_bytes_max).collect()).await;
-        match collected {
-            Err(_) => {
-                self.refusals.add(Fate::Malformed, 1);
-                Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive within 30 s: nothing of it was applied"))
+    /// A body after unpacking, in bytes: one that never fits is not to be tried again.
+    fn bytes_max(&self) -> usize {
+        usize::try_from(self.memory.body_bytes_max()).map_or(self.body_bytes_max, |fits| self.body_bytes_max.min(fits))
+    }
+
+    /// Reads the body. What is too much is still read to its end, and not kept, so that the peer gets its answer.
+    async fn receive(&self, body: Body, room: Reservation) -> Result<Buffer, Refusal> {
+        let mut buffer = Buffer::new(room, self.bytes_max());
+        let mut has_room = true;
+        let all = async {
+            let mut body = Limited::new(body, self.bytes_max());
+            while let Some(frame) = body.frame().await {
+                let Ok(data) = frame?.into_data() else { continue };
+                if has_room && buffer.push(&data).is_err() {
+                    has_room = false;
+                    buffer.clear();
+                }
             }
-            Ok(Err(e)) => {
-                self.refusals.add(Fate::Malformed, 1);
-                Err(if e.downcast_ref::<LengthLimitError>().is_some() { too_large(self.body_bytes_max) } else { cut_off(&e.to_string()) })
-            }
-            Ok(Ok(collected)) => Ok(collected.to_bytes().into()),
+            Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+        };
+        match tokio::time::timeout(BODY_WAIT, all).await {
+            Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive within 30 s: nothing of it was applied")),
+            Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large(self.bytes_max())),
+            Ok(Err(e)) => Err(cut_off(&e.to_string())),
+            Ok(Ok(())) if has_room => Ok(buffer),
+            Ok(Ok(())) => Err(no_room(NoRoom)),
         }
     }
 
-    fn read(&self, format: Format, bytes: &[u8]) -> Result<Batch, Refusal> {
+    fn read(&self, format: Format, bytes: &[u8], room: Reservation) -> Result<(Batch, Reservation), Refusal> {
         let limits = TimeLimits { now: (self.now)(), past_ms: PAST_MS, future_ms: FUTURE_MS };
-        let mut admission = Admission::new(&self.templates, &self.known, limits);
+        let mut admission = Admission::new(&self.templates, &self.known, limits).within(room);
         match format {
             Format::Json => json::read_array(bytes, &mut admission).map_err(|e| {
                 self.refusals.add(Fate::Malformed, 1);
@@ -176,16 +231,56 @@ impl Ingest {
                 Refusal::new(status, code, format!("the body is not a batch of timings in protobuf: {e}; nothing of it was applied"))
             })?,
         }
-        Ok(admission.finish())
+        let room = admission.take_room();
+        let batch = admission.finish();
+        match room {
+            Ok(Some(room)) => Ok((batch, room)),
+            Ok(None) => Err(no_room(NoRoom)),
+            Err(without_room) => {
+                self.refusals.add(Fate::Shed, batch.timings().saturating_add(without_room));
+                Err(no_room(NoRoom))
+            }
+        }
     }
 
-    async fn commit(&self, batch: Batch, identity: Identity, body: u64) -> Result<Response, Refusal> {
+    /// Finds a place for a batch: by how full the memory is, and by what its sender has waiting. A heartbeat needs none.
+    fn admit(&self, batch: &Batch, reading: &Reading) -> Result<Option<Place>, Refusal> {
+        if batch.is_heartbeat() {
+            return Ok(None);
+        }
+        let shed = |refusal: Refusal| {
+            self.refusals.add(Fate::Shed, batch.timings());
+            refusal
+        };
+        let full = self.memory.per_mille();
+        if full >= NOISY_TO {
+            let critical = self.known.is_critical(batch);
+            reading.set_critical(critical);
+            let has_room = if critical { full <= CRITICAL_TO } else { full < BATCHES_TO && !reading.is_noisy() };
+            if !has_room {
+                return Err(shed(no_room(NoRoom)));
+            }
+        }
+        reading.place().map(Some).map_err(|refused| {
+            shed(match refused {
+                NoPlace::Full => queue_full(),
+                NoPlace::OverShare => Refusal::later(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "over_share",
+                    "this sender has its share of the batches that wait to be written: send this one again",
+                    1,
+                ),
+            })
+        })
+    }
+
+    async fn commit(&self, batch: Batch, identity: Identity, body: u64, held: (Option<Place>, Reservation)) -> Result<Response, Refusal> {
         let (accepted, rejected) = (batch.accepted, batch.rejected);
         let errors: Vec<_> = batch.errors.iter().map(|(index, reason)| json!({"index": index, "reason": reason})).collect();
         let (reply, answer) = oneshot::channel();
-        if let Err(back) = self.door.submit(Submission { batch, identity, body, reply }) {
+        if let Err(back) = self.door.submit(Submission { batch, identity, body, held: Some(held), reply }) {
             self.refusals.add(Fate::Shed, back.batch.timings());
-            return Err(Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many batches wait to be written: send this one again", 1));
+            return Err(queue_full());
         }
         let answer = answer.await.map_err(|_| Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the server stops: send this batch again", 1))?;
         let body = match answer {
@@ -254,49 +349,71 @@ fn too_large(bytes_max: usize) -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format!("the body is over {bytes_max} bytes unpacked: send smaller batches"))
 }
 
+fn queue_full() -> Refusal {
+    Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many batches wait to be written: send this one again", 1)
+}
+
+fn no_room(NoRoom: NoRoom) -> Refusal {
+    Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "the limit of memory is reached: send this batch again", 2)
+}
+
 fn cut_off(cause: &str) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "cut_off", format!("the body could not be read to its end: {cause}; nothing of it was applied"))
 }
 
-fn unpack(headers: &HeaderMap, packed: Vec<u8>, bytes_max: usize) -> Result<Vec<u8>, Refusal> {
+fn unpack(headers: &HeaderMap, packed: Buffer, bytes_max: usize, room: impl Fn() -> Reservation) -> Result<Buffer, Refusal> {
     let encoding = headers.get(header::CONTENT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or("identity").trim().to_ascii_lowercase();
     let broken = |e: String| Refusal::new(StatusCode::BAD_REQUEST, "encoding", format!("the body is not {encoding}: {e}; nothing of it was applied"));
+    let mut out = Buffer::new(room(), bytes_max);
     match encoding.as_str() {
-        "identity" | "" => Ok(packed),
-        "gzip" => {
-            let mut out = Vec::new();
-            let reader = flate2::read::MultiGzDecoder::new(packed.as_slice());
-            reader.take(bytes_max as u64 + 1).read_to_end(&mut out).map_err(|e| broken(e.to_string()))?;
-            if out.len() > bytes_max { Err(too_large(bytes_max)) } else { Ok(out) }
+        "identity" | "" => return Ok(packed),
+        "gzip" => read_to_end(flate2::read::MultiGzDecoder::new(packed.bytes()), &mut out, &broken)?,
+        "zstd" => unpack_zstd(packed.bytes(), &mut out, bytes_max, room(), broken)?,
+        other => return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", format!("the content encoding is `{other}`, expected gzip or zstd"))),
+    }
+    if out.is_over() { Err(too_large(bytes_max)) } else { Ok(out) }
+}
+
+/// Bytes that are unpacked at a time.
+const UNPACK_BYTES: usize = 16 << 10;
+
+/// Reads until the end, or until there is more than the buffer takes.
+fn read_to_end(mut from: impl Read, out: &mut Buffer, broken: &impl Fn(String) -> Refusal) -> Result<(), Refusal> {
+    let mut some = vec![0; UNPACK_BYTES];
+    loop {
+        let read = match from.read(&mut some) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            read => read.map_err(|e| broken(e.to_string()))?,
+        };
+        out.push(&some[..read]).map_err(no_room)?;
+        if read == 0 || out.is_over() {
+            return Ok(());
         }
-        "zstd" => unpack_zstd(&packed, bytes_max, broken),
-        other => Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", format!("the content encoding is `{other}`, expected gzip or zstd"))),
     }
 }
 
 /// Frames one after the other. A decoder holds a whole window before it hands on the first byte, so the window is looked at first.
-fn unpack_zstd(mut packed: &[u8], bytes_max: usize, broken: impl Fn(String) -> Refusal) -> Result<Vec<u8>, Refusal> {
+fn unpack_zstd(mut packed: &[u8], out: &mut Buffer, bytes_max: usize, mut window: Reservation, broken: impl Fn(String) -> Refusal) -> Result<(), Refusal> {
     let mut decoder = ruzstd::decoding::FrameDecoder::new();
-    let mut out = Vec::new();
     loop {
-        match zstd_window(packed) {
+        let window_bytes = match zstd_window(packed) {
             Window::Contents(bytes) if bytes > bytes_max as u64 => return Err(too_large(bytes_max)),
             Window::Bytes(bytes) if bytes > ZSTD_WINDOW_MAX => {
                 return Err(broken(format!("a frame wants a window of {bytes} bytes, expected at most {ZSTD_WINDOW_MAX}")));
             }
-            _ => {}
-        }
+            Window::Contents(bytes) | Window::Bytes(bytes) => bytes,
+        };
+        window.grow(window_bytes.saturating_sub(window.bytes())).map_err(no_room)?;
         let frame = ruzstd::decoding::StreamingDecoder::new_with_decoder(&mut packed, &mut decoder).map_err(|e| broken(e.to_string()))?;
-        let left = (bytes_max - out.len()) as u64 + 1;
-        frame.take(left).read_to_end(&mut out).map_err(|e| broken(e.to_string()))?;
-        if out.len() > bytes_max {
-            return Err(too_large(bytes_max));
+        read_to_end(frame, out, &broken)?;
+        if out.is_over() {
+            return Ok(());
         }
         if decoder.get_checksum_from_data().is_some_and(|sum| Some(sum) != decoder.get_calculated_checksum()) {
             return Err(broken("a checksum is wrong".to_owned()));
         }
         if packed.is_empty() {
-            return Ok(out);
+            return Ok(());
         }
     }
 }

@@ -3,19 +3,31 @@
 //! Handlers share it for reading, a thousand look-ups at a time; the engine adds to it when a frame brought new endpoints, which is rare. A number never changes and is
 //! never used again, so what was found stays right.
 
+use std::collections::HashSet;
 use std::hash::BuildHasher as _;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use hashbrown::HashTable;
 
-use crate::endpoint::{EndpointId, KeyRef};
+use super::{Batch, Whose};
+use crate::endpoint::{EndpointId, KeyRef, Selector};
 
 /// Stands between the parts: parts have no control characters, so two keys never make one text.
 const BETWEEN: u8 = 0;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct KnownEndpoints(RwLock<Numbers>);
+pub struct KnownEndpoints {
+    numbers: RwLock<Numbers>,
+    critical: RwLock<Critical>,
+}
+
+/// Which endpoints are critical: those with a number, and how to tell of those without.
+#[derive(Debug, Default)]
+struct Critical {
+    numbers: HashSet<EndpointId>,
+    configured: Vec<Selector>,
+}
 
 /// What is known, held for a look.
 #[derive(Debug, Default)]
@@ -46,12 +58,32 @@ pub fn join(key: &KeyRef<'_>, into: &mut Vec<u8>) {
 impl KnownEndpoints {
     /// To look up many.
     pub fn read(&self) -> RwLockReadGuard<'_, Numbers> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.numbers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// More critical endpoints.
+    pub fn add_critical(&self, endpoints: impl Iterator<Item = EndpointId>) {
+        self.critical.write().unwrap_or_else(PoisonError::into_inner).numbers.extend(endpoints);
+    }
+
+    /// The critical endpoints, anew.
+    pub fn set_critical(&self, configured: Vec<Selector>, endpoints: impl Iterator<Item = EndpointId>) {
+        *self.critical.write().unwrap_or_else(PoisonError::into_inner) = Critical { numbers: endpoints.collect(), configured };
+    }
+
+    /// Whether a batch has timings of a critical endpoint.
+    #[must_use]
+    pub fn is_critical(&self, batch: &Batch) -> bool {
+        let critical = self.critical.read().unwrap_or_else(PoisonError::into_inner);
+        let known = |id: EndpointId| critical.numbers.contains(&id);
+        batch.packed.iter().any(|p| known(p.endpoint()))
+            || batch.items.iter().any(|i| matches!(i.whose, Whose::Known(id) if known(id)))
+            || batch.keys.iter().any(|(key, _)| critical.configured.iter().any(|c| c.matches(key)))
     }
 
     /// Adds endpoints.
     pub fn add<'a>(&self, endpoints: impl Iterator<Item = (EndpointId, KeyRef<'a>)>) {
-        let (mut numbers, mut text) = (self.0.write().unwrap_or_else(PoisonError::into_inner), Vec::new());
+        let (mut numbers, mut text) = (self.numbers.write().unwrap_or_else(PoisonError::into_inner), Vec::new());
         for (id, key) in endpoints {
             join(&key, &mut text);
             numbers.add(id, &text);

@@ -1,6 +1,6 @@
 //! Taking timings in: [`json`] reads the bytes ([`ordinary`] the shape that most lines have) or [`binary`] does (in the form of [`protobuf`]), [`admission`] says what each timing
 //! is and which are refused, [`known`] which endpoints have a number, [`batch_keys`] what was already taken. An ordinary timing is [`packed`] into 64 bits.
-//! What comes out is a [`Batch`]; `run` commits it.
+//! What comes out is a [`Batch`]; `run` commits it. How much may be under way: [`memory`] in all, [`waiting`] for each sender.
 
 pub mod admission;
 pub mod batch_keys;
@@ -9,9 +9,11 @@ pub mod commit;
 pub mod http;
 pub mod json;
 pub mod known;
+pub mod memory;
 pub mod ordinary;
 pub mod packed;
 pub mod protobuf;
+pub mod waiting;
 
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +153,12 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Whether there is nothing in it: a sender says that it is there.
+    #[must_use]
+    pub fn is_heartbeat(&self) -> bool {
+        self.timings() == 0 && self.rejected == 0 && self.in_flight.is_empty()
+    }
+
     /// All timings in it, taken or refused.
     #[must_use]
     pub fn timings(&self) -> u64 {

@@ -17,14 +17,17 @@ use super::clock::Clock;
 use super::disk::{self, Frame, Keeper, keep_said};
 use super::history_writer::HistoryWriter;
 use super::recovery::complete_totals;
+use crate::endpoint::{EndpointId, Selector};
 use crate::history::closed_periods;
+use crate::history::creation::Creation;
 use crate::incident::Notification;
 use crate::ingest::batch_keys::{Answered, Committed, Identity, Known};
 use crate::ingest::commit::{Answer, Door, Submission};
 use crate::ingest::http::Refusals;
 use crate::ingest::known::KnownEndpoints;
+use crate::ingest::memory::{Memory, NEW_ENDPOINTS_TO};
 use crate::ingest::{Batch, Fate, Fates};
-use crate::judge::{Command, Record, Refusal, SlotClosed};
+use crate::judge::{Command, Promises, Record, Refusal, SlotClosed};
 use crate::log::failpoint;
 use crate::log::file::Log;
 use crate::log::record::Position;
@@ -33,6 +36,9 @@ use crate::time::{Slot, Timestamp};
 
 /// Two commits are at least this far apart, so that batches gather.
 const COMMIT_GAP: Duration = Duration::from_millis(2);
+
+/// Looks, decisions and heartbeats that may wait beside the batches, which are limited before they come here.
+const BESIDE_MAX: usize = 1_024;
 
 /// Timings in one group at most.
 const GROUP_TIMINGS_MAX: u64 = 500_000;
@@ -158,6 +164,8 @@ pub struct Engine {
     disk_full: Arc<AtomicBool>,
     free_bytes_min: u64,
     gauges: Arc<Gauges>,
+    creation: Creation,
+    memory: Arc<Memory>,
     last_commit: Instant,
     last_disk_look: Timestamp,
     data_dir: PathBuf,
@@ -179,9 +187,12 @@ pub fn engine(
     known: Arc<KnownEndpoints>,
     disk_full: Arc<AtomicBool>,
     gauges: Arc<Gauges>,
+    creation: Creation,
+    memory: Arc<Memory>,
     notify: impl Fn(Vec<Notification>) + Send + 'static,
 ) -> std::io::Result<(Engine, Handle)> {
-    let (sender, inputs) = sync_channel(waiting_max);
+    known.set_critical(critical_of(machine.judge.promises()), machine.critical_from(EndpointId(0)));
+    let (sender, inputs) = sync_channel(waiting_max + BESIDE_MAX);
     let (reader, data_dir) = (keeper.reader(), keeper.data_dir.clone());
     let history = HistoryWriter::start(keeper, &machine)?;
     let engine = Engine {
@@ -197,6 +208,8 @@ pub fn engine(
         disk_full,
         free_bytes_min,
         gauges,
+        creation,
+        memory,
         last_commit: now_instant(),
         last_disk_look: Timestamp(0),
         data_dir,
@@ -322,7 +335,8 @@ impl Engine {
             }
         }
         let batches: Vec<&Batch> = taken.iter().map(|(s, _)| &s.batch).collect();
-        let mut delta = self.machine.fold(&batches);
+        self.creation.set(now, self.memory.per_mille() >= NEW_ENDPOINTS_TO);
+        let mut delta = self.machine.fold_within(&batches, Some(&mut self.creation));
         for (total, more) in delta.fates.iter_mut().zip(fates.into_iter().zip(self.refusals.take()).map(|(a, b)| a + b)) {
             *total += more;
         }
@@ -368,6 +382,7 @@ impl Engine {
         let effects = self.machine.apply(position, delta);
         if !delta.endpoints.is_empty() {
             self.known.add(self.machine.catalogue.numbered_from(first_new));
+            self.known.add_critical(self.machine.critical_from(first_new));
         }
         keep_said(&self.history.index, position, delta, &effects)?;
         let frame = Frame::of(&self.machine, position, delta, &effects);
@@ -375,6 +390,9 @@ impl Engine {
         if !effects.made_critical.is_empty() {
             self.history.flush(&mut self.machine)?;
             complete_totals(&self.history.index, &self.reader, &mut self.machine, &effects.made_critical)?;
+        }
+        if delta.records.iter().any(|r| matches!(r, Record::Configured { .. })) {
+            self.known.set_critical(critical_of(self.machine.judge.promises()), self.machine.critical_from(EndpointId(0)));
         }
         for record in &delta.records {
             if let Record::SlotClosed(SlotClosed { notifications, .. }) | Record::Configured { notifications, .. } = record
@@ -431,6 +449,11 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Which endpoints are critical by configuration.
+fn critical_of(promises: &Promises) -> Vec<Selector> {
+    promises.endpoints.iter().filter(|o| o.critical).map(|o| o.selector.clone()).collect()
 }
 
 fn committed(submission: &Submission, now: Timestamp) -> Option<Committed> {

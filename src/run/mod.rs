@@ -1,11 +1,12 @@
 //! Where the machine meets the world: [`serve`] runs a server, [`live`] its engine, [`disk`] what is on disk beside the log, [`recovery`] the way back from it at a start, [`replay`] the virtual clock over
-//! recordings, [`clock`] the real one, [`tasks`] what runs beside.
+//! recordings, [`clock`] the real one, [`memory`] what there is of it, [`tasks`] what runs beside.
 
 pub mod clock;
 mod connection;
 pub mod disk;
 pub mod history_writer;
 pub mod live;
+pub mod memory;
 pub mod recording;
 pub mod recovery;
 pub mod replay;

@@ -21,20 +21,29 @@ use super::clock::Clock;
 use super::connection::{TimeLimited, UnderWay};
 use super::disk::{self, Retention};
 use super::live::{self, Gauges, Handle};
+use super::memory::{ceiling_bytes, resident_bytes};
 use super::recovery;
 use super::tasks::Tasks;
 use crate::config::Config;
 use crate::endpoint::{EndpointId, PathTemplates};
+use crate::history::creation::Creation;
 use crate::incident::Notification;
 use crate::ingest::http::{Ingest, Refusal, Refusals};
 use crate::ingest::known::KnownEndpoints;
+use crate::ingest::memory::Memory;
+use crate::ingest::waiting::Waiting;
 use crate::judge::{self, Command, Promises, Record};
 use crate::notify::{LaneStatus, Lanes, Target};
+use crate::show::guard::Peer;
+use crate::show::queries::Queries;
 use crate::show::{self, Answer, Look, Scene, Site, Source};
 use crate::time::Timestamp;
 
 /// Requests under way may take this long at the end.
 const DRAIN_WAIT: Duration = Duration::from_secs(10);
+
+/// How far apart two looks at this process's memory are.
+const MEMORY_LOOK: Duration = Duration::from_millis(250);
 
 /// Why the server cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +130,8 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     let is_new = opened.machine.position.0 == 0;
     let (refusals, disk_full, gauges) = (Arc::new(Refusals::default()), Arc::new(AtomicBool::new(false)), Arc::new(Gauges::default()));
     let known = Arc::new(KnownEndpoints::default());
+    let memory = Arc::new(Memory::new(ceiling_bytes(config.memory)));
+    look_at_memory(&memory);
     known.add(opened.machine.catalogue.numbered_from(EndpointId(0)));
     let (notifications, inbox) = mpsc::unbounded_channel::<Vec<Notification>>();
     let (engine, handle) = live::engine(
@@ -134,6 +145,8 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
         Arc::clone(&known),
         Arc::clone(&disk_full),
         Arc::clone(&gauges),
+        Creation::new(config.new_endpoints_per_second),
+        Arc::clone(&memory),
         // The receiving task ends last: nothing is lost, it is owed in the log.
         move |n| drop(notifications.send(n)),
     )
@@ -149,12 +162,12 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     let listener = TcpListener::bind(config.listen).await.map_err(|source| Error::Listen { address: config.listen, source })?;
     let address = listener.local_addr().map_err(Error::System)?;
     let live = Live { handle: handle.clone(), lanes: Arc::clone(&lanes), gauges, clock: Arc::clone(&clock) };
-    let site = site(config, address, live, known, refusals, disk_full);
+    let site = site(config, address, live, (known, refusals, disk_full), Arc::clone(&memory));
     let ready = Arc::clone(&site.ready);
     // Programs wait for this line.
     eprintln!("listening on http://{address}");
     let reload = Reload { file: config_file.map(Path::to_owned), handle: handle.clone(), clock, lanes: Arc::clone(&lanes), tasks: tasks.clone() };
-    let served = listen(listener, show::router(site), config, &tasks, reload, &mut engine_end).await;
+    let served = listen(listener, show::router(site), config, &memory, &tasks, reload, &mut engine_end).await;
 
     ready.store(false, Ordering::Relaxed);
     handle.stop();
@@ -197,7 +210,9 @@ fn open(config: &Config) -> Result<(recovery::Opened, Arc<Clock>), Error> {
     Ok((opened, Arc::new(Clock::not_before(known))))
 }
 
-fn site(config: &Config, address: std::net::SocketAddr, live: Live, known: Arc<KnownEndpoints>, refusals: Arc<Refusals>, disk_full: Arc<AtomicBool>) -> Site {
+type Shared = (Arc<KnownEndpoints>, Arc<Refusals>, Arc<AtomicBool>);
+
+fn site(config: &Config, address: std::net::SocketAddr, live: Live, (known, refusals, disk_full): Shared, memory: Arc<Memory>) -> Site {
     let (now, door) = (Arc::clone(&live.clock), live.handle.door());
     Site {
         source: Arc::new(live),
@@ -210,7 +225,10 @@ fn site(config: &Config, address: std::net::SocketAddr, live: Live, known: Arc<K
             body_bytes_max: config.body_bytes_max,
             disk_full,
             refusals,
+            memory: Arc::clone(&memory),
+            waiting: Arc::new(Waiting::new(config.batches_waiting_max)),
         },
+        queries: Arc::new(Queries::new(config.queries_max, Duration::from_millis(config.query_wait_ms.unsigned_abs()), memory)),
         tokens: config.tokens.clone().into(),
         port: address.port(),
         loopback: address.ip().is_loopback(),
@@ -335,11 +353,19 @@ enum Served {
     EngineEnded(Result<(), String>),
 }
 
+/// Takes note of what this process has in memory.
+fn look_at_memory(memory: &Memory) {
+    if let Some(bytes) = resident_bytes() {
+        memory.look(bytes);
+    }
+}
+
 /// Accepts connections until a signal comes or the engine ends.
 async fn listen(
     listener: TcpListener,
     router: axum::Router,
     config: &Config,
+    memory: &Memory,
     tasks: &Tasks,
     reload: Reload,
     engine_end: &mut oneshot::Receiver<Result<(), disk::Error>>,
@@ -354,15 +380,18 @@ async fn listen(
     else {
         return Served::EngineEnded(Err("signals cannot be received".to_owned()));
     };
+    let mut look = tokio::time::interval(MEMORY_LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let served = loop {
         tokio::select! {
             _ = terminate.recv() => break Served::Signal,
             _ = interrupt.recv() => break Served::Signal,
             _ = hangup.recv() => reload.reload().await,
+            _ = look.tick() => look_at_memory(memory),
             ended = &mut *engine_end => break Served::EngineEnded(ended_as(ended)),
             accepted = listener.accept() => {
-                let stream = match accepted {
-                    Ok((stream, _)) => stream,
+                let (stream, peer) = match accepted {
+                    Ok(accepted) => accepted,
                     Err(error) => {
                         warn!(%error, "a connection could not be accepted");
                         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -378,7 +407,8 @@ async fn listen(
                 let under_way = UnderWay::default();
                 let stream = TokioIo::new(Box::pin(TimeLimited::new(stream, under_way.clone())));
                 let router = TowerToHyperService::new(router.clone());
-                let service = service_fn(move |request| {
+                let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+                    request.extensions_mut().insert(Peer(peer.ip()));
                     let (answering, answer) = (under_way.begin(), router.call(request));
                     async move {
                         let answer = answer.await;

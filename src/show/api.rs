@@ -150,9 +150,12 @@ async fn answers<T: Send + 'static>(
     mut tell: impl FnMut(TimeRange, &Cell) -> Option<T> + Send + 'static,
 ) -> Result<Vec<T>, Refusal> {
     let (Some(first), Some(last)) = (stretches.first(), stretches.last()) else { return Ok(Vec::new()) };
+    let running = site.queries.begin().await?;
     let taken = taken(site, question, TimeRange { from: first.from, to: last.to }).await?;
     let reader = site.reader.clone();
     let read = tokio::task::spawn_blocking(move || {
+        // It runs to its end, also when whoever asked has gone.
+        let _running = running;
         let mut told = Vec::new();
         taken.read(&reader, &stretches, sum, |range, cell| told.extend(tell(range, cell))).map(|()| told)
     });
@@ -221,8 +224,10 @@ async fn counts(State(site): State<Site>, Query(question): Query<Question>) -> R
 }
 
 async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
+    let mut running = site.queries.begin().await?;
     let wanted = question.chosen(&site).await?;
     let ids = site.look(move |scene| ids_of(&wanted, scene)).await?;
+    site.queries.grow(&mut running, LISTED_BYTES * ids.len() as u64)?;
     let mut list: Vec<Value> = Vec::with_capacity(ids.len());
     for ids in ids.chunks(LISTED_ENDPOINTS_MAX) {
         let ids = ids.to_vec();
@@ -230,6 +235,9 @@ async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -
     }
     Ok(Json(json!({"endpoints": list})))
 }
+
+/// What an endpoint in a list is taken to need.
+const LISTED_BYTES: u64 = 1_500;
 
 fn listed(scene: &Scene<'_>, id: EndpointId) -> Option<Value> {
     let machine = scene.machine;

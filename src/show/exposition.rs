@@ -12,6 +12,7 @@ use crate::counting::{Cell, Outcome};
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::histogram::quantile::Quantile;
 use crate::history::totals::Sums;
+use crate::ingest::memory::Reservation;
 
 /// Bounds of the classic histogram in microseconds; each objective's threshold is added.
 const BOUNDS_US: [u64; 14] =
@@ -195,11 +196,17 @@ pub(super) struct Page {
     next: usize,
     is_begun: bool,
     labels: Vec<u8>,
+    _room: Option<Reservation>,
 }
 
 impl Page {
     pub(super) fn new(first: Vec<u8>, endpoints: Vec<Exported>) -> Self {
-        Self { first: first.into(), endpoints, family: 0, next: 0, is_begun: false, labels: Vec::new() }
+        Self { first: first.into(), endpoints, family: 0, next: 0, is_begun: false, labels: Vec::new(), _room: None }
+    }
+
+    /// Keeps the memory that was asked for until all of it is sent.
+    pub(super) fn holding(self, room: Reservation) -> Self {
+        Self { _room: Some(room), ..self }
     }
 
     /// All of it, for a page that is small.

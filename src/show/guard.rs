@@ -1,5 +1,7 @@
 //! Who may do what. Tokens with two scopes; and, because a page in any browser can reach a loopback port, a check of where a request comes from.
 
+use std::net::IpAddr;
+
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -9,24 +11,29 @@ use subtle::ConstantTimeEq as _;
 
 use super::Site;
 use crate::config::Scope;
-use crate::ingest::http::Refusal;
+use crate::ingest::http::{Caller, Refusal};
 
-/// The scope under which a request came; its name separates idempotency keys.
+/// Who a request came from.
 #[derive(Clone, Copy, Debug)]
-pub struct Identified(pub &'static str);
+pub struct Identified(pub Caller);
+
+/// The address of the peer of a connection, which whoever accepts it adds to its requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
 
 /// Refuses what is not allowed before anything of it is read.
 pub async fn guard(State(site): State<Site>, mut request: Request, next: Next) -> Response {
     match check(&site, request.method(), request.uri().path(), request.headers()) {
-        Ok(identified) => {
-            request.extensions_mut().insert(identified);
+        Ok(caller) => {
+            let address = request.extensions().get::<Peer>().map(|p| p.0);
+            request.extensions_mut().insert(Identified(Caller { address, ..caller }));
             next.run(request).await
         }
         Err(refusal) => refusal.into_response(),
     }
 }
 
-fn check(site: &Site, method: &Method, path: &str, headers: &HeaderMap) -> Result<Identified, Refusal> {
+fn check(site: &Site, method: &Method, path: &str, headers: &HeaderMap) -> Result<Caller, Refusal> {
     let changes = !matches!(*method, Method::GET | Method::HEAD);
     if site.loopback {
         same_host(site.port, headers)?;
@@ -36,29 +43,30 @@ fn check(site: &Site, method: &Method, path: &str, headers: &HeaderMap) -> Resul
     }
     let open = matches!(path, "/livez" | "/readyz");
     if site.tokens.is_empty() || open {
-        return Ok(Identified(""));
+        return Ok(Caller::default());
     }
-    let scope = scope_of(site, headers)
+    let (token, scope) = token_of(site, headers)
         .ok_or_else(|| Refusal::new(StatusCode::UNAUTHORIZED, "token", "expected `Authorization: Bearer TOKEN` with a configured token"))?;
     let needs_admin = changes && path != "/api/v1/timings";
     if needs_admin && scope != Scope::Admin {
         return Err(Refusal::new(StatusCode::FORBIDDEN, "scope", "this token may send timings and read; this needs one with the scope admin"));
     }
-    Ok(Identified(match scope {
+    let scope = match scope {
         Scope::Ingest => "ingest",
         Scope::Admin => "admin",
-    }))
+    };
+    Ok(Caller { scope, token: Some(token), address: None })
 }
 
-fn scope_of(site: &Site, headers: &HeaderMap) -> Option<Scope> {
+fn token_of(site: &Site, headers: &HeaderMap) -> Option<(usize, Scope)> {
     let (scheme, given) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return None;
     }
     let hash: [u8; 32] = sha2::Sha256::digest(given.trim()).into();
     // All are compared, so that the time tells nothing.
-    let found = site.tokens.iter().filter(|t| bool::from(t.hash.ct_eq(&hash))).map(|t| t.scope);
-    found.max_by_key(|s| *s == Scope::Admin)
+    let found = site.tokens.iter().enumerate().filter(|(_, t)| bool::from(t.hash.ct_eq(&hash))).map(|(n, t)| (n, t.scope));
+    found.max_by_key(|(_, scope)| *scope == Scope::Admin)
 }
 
 /// A loopback server answers to loopback names only: a foreign name that resolves here is a page that rebinds.

@@ -46,7 +46,8 @@ pub(super) fn routes() -> Router<Site> {
 
 async fn metrics(State(site): State<Site>) -> Result<Response, Refusal> {
     let (lanes, work, limit) = (site.source.lanes(), site.source.work(), site.exported_endpoints_max);
-    let first = site.look(move |scene| own(scene, &lanes, work).into_iter().chain(of_objectives(scene)).collect::<Vec<_>>()).await?;
+    let load = load(&site);
+    let first = site.look(move |scene| own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).collect::<Vec<_>>()).await?;
     let (all, critical) = exported(&site, &Question::default()).await?;
     let (chosen, left_out) = busiest(all, &critical, limit);
     let page = page(&site, first, chosen, left_out, critical).await?;
@@ -55,11 +56,14 @@ async fn metrics(State(site): State<Site>) -> Result<Response, Refusal> {
 }
 
 async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -> Result<Response, Refusal> {
+    let mut running = site.queries.begin().await?;
     let (mut all, critical) = exported(&site, &question).await?;
+    site.queries.grow(&mut running, (2 * size_of::<Exported>() * all.len()) as u64)?;
     let left_out = all.len().saturating_sub(PAGE_ENDPOINTS_MAX);
     all.truncate(PAGE_ENDPOINTS_MAX);
     let page = page(&site, Vec::new(), all, left_out, critical).await?;
-    Ok((TEXT, Body::new(page)).into_response())
+    // Its place is for others while it is sent, its memory is not.
+    Ok((TEXT, Body::new(page.holding(running.room))).into_response())
 }
 
 /// The endpoints that are asked for, without details; and which of them are critical.
@@ -251,6 +255,25 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
         families.push(family.0);
     }
     families
+}
+
+/// How full it is, and what was refused for it.
+fn load(site: &Site) -> Vec<MetricFamily> {
+    let memory = site.memory();
+    [
+        ("slowburn_process_memory_ceiling_bytes", "Memory that the process may have.", memory.ceiling()),
+        ("slowburn_process_memory_used_bytes", "Memory that the process had at the last look, and what was asked for since.", memory.used()),
+        ("slowburn_process_memory_passing_bytes", "Memory asked for by bodies, batches and queries; a quarter of the ceiling at most.", memory.reserved()),
+        ("slowburn_process_batches_waiting", "Batches that wait to be written.", site.ingest.waiting.len() as u64),
+        ("slowburn_process_queries_refused", "Queries refused for lack of room since the process started.", site.queries.refused()),
+    ]
+    .into_iter()
+    .map(|(name, help, value)| {
+        let mut family = Family::new(name, help, MetricType::GAUGE);
+        family.gauge(vec![], float(value));
+        family.0
+    })
+    .collect()
 }
 
 fn of_objectives(scene: &Scene<'_>) -> Vec<MetricFamily> {

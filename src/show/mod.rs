@@ -7,6 +7,7 @@ mod exposition;
 pub mod guard;
 pub mod health;
 pub mod metrics;
+pub mod queries;
 mod question;
 
 use std::future::Future;
@@ -70,6 +71,8 @@ pub struct Site {
     pub reader: Reader,
     /// For timings.
     pub ingest: Ingest,
+    /// The place of slow queries.
+    pub queries: Arc<queries::Queries>,
     /// Who may do what.
     pub tokens: Arc<[Token]>,
     /// The listener's port, for the check of `Host`.
@@ -94,6 +97,12 @@ impl Site {
             drop(reply.send(look(scene)));
         }))?;
         answer.await.map_err(|_| stopping())
+    }
+
+    /// What all load together may take.
+    #[must_use]
+    pub fn memory(&self) -> &crate::ingest::memory::Memory {
+        &self.ingest.memory
     }
 
     /// Now.

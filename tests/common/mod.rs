@@ -121,6 +121,7 @@ impl Server {
         let refusals = Arc::new(Refusals::default());
         let disk_full = Arc::new(AtomicBool::new(false));
         let known = Arc::new(KnownEndpoints::default());
+        let memory = Arc::new(slowburn::ingest::memory::Memory::new(1 << 30));
         known.add(opened.machine.catalogue.numbered_from(EndpointId(0)));
         let (engine, handle) = live::engine(
             opened.machine,
@@ -133,6 +134,8 @@ impl Server {
             Arc::clone(&known),
             Arc::clone(&disk_full),
             Arc::new(Gauges::default()),
+            slowburn::history::creation::Creation::new(1_000_000),
+            Arc::clone(&memory),
             drop,
         )
         .unwrap();
@@ -149,7 +152,10 @@ impl Server {
                 body_bytes_max: 1 << 20,
                 disk_full,
                 refusals,
+                memory: Arc::clone(&memory),
+                waiting: Arc::new(slowburn::ingest::waiting::Waiting::new(100)),
             },
+            queries: Arc::new(slowburn::show::queries::Queries::new(4, std::time::Duration::from_secs(2), memory)),
             tokens: Arc::new([]),
             port: 0,
             loopback: true,

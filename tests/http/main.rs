@@ -14,6 +14,7 @@ mod bad_input;
 mod commands;
 mod connections;
 mod description;
+mod overload;
 #[path = "../proto/mod.rs"]
 mod proto;
 mod reading;

@@ -56,6 +56,8 @@ fn launch(dir: &Path, clock: &Arc<Clock>, text: &str, runtime: &tokio::runtime::
         Arc::clone(&known),
         Arc::new(AtomicBool::new(false)),
         Arc::new(Gauges::default()),
+        slowburn::history::creation::Creation::new(1_000_000),
+        Arc::new(slowburn::ingest::memory::Memory::new(1 << 30)),
         |_| (),
     )
     .unwrap();
@@ -97,7 +99,7 @@ impl Server {
         let batch = admission.finish();
         assert_eq!(batch.rejected, 0, "{:?}", batch.errors);
         let (reply, answer) = tokio::sync::oneshot::channel();
-        let submission = Submission { batch, identity: Identity::None, body: 0, reply };
+        let submission = Submission { batch, identity: Identity::None, body: 0, held: None, reply };
         assert!(self.handle.door().submit(submission).is_ok());
         assert_eq!(self.runtime.block_on(answer).unwrap(), Answer::Committed);
     }

@@ -1,0 +1,247 @@
+//! How much memory there is, how much of it is taken, and what is refused from when on.
+//!
+//! Counted as it is asked for: bodies as they arrive and are unpacked (the room of their buffers, and the window of zstd), timings as they are read until they are on disk. Estimated:
+//! queries, by a fixed sum and the endpoints they list. Looked at four times a second: what the whole process has in memory (the catalogue, open slots, histograms, connections, the
+//! allocator's own), to which is added what was asked for since. Not seen before it is looked at: what one line is while it is parsed, one for each thread.
+//!
+//! What passes through may be a [`PASSING_SHARE`]th of the ceiling: an allocator rarely gives back what it had once, so what passes through could push out what stays. How full it is
+//! is the fuller of the two: all of the ceiling, or that share. The order in which load is shed: [`QUERIES_TO`], [`NEW_ENDPOINTS_TO`], [`NOISY_TO`], [`BATCHES_TO`], [`CRITICAL_TO`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// From here on slow queries are refused, in thousandths of what there is.
+pub const QUERIES_TO: u64 = 800;
+/// From here on new endpoints are counted under the overflow endpoint.
+pub const NEW_ENDPOINTS_TO: u64 = 900;
+/// From here on batches of a sender that has as much under way as others, or more, are refused, and further bodies of a sender that has one under way.
+pub const NOISY_TO: u64 = 950;
+/// From here on every batch is refused that has no timing of a critical endpoint.
+pub const BATCHES_TO: u64 = 975;
+/// From here on all are, but heartbeats.
+pub const CRITICAL_TO: u64 = 1_000;
+
+/// See the module.
+pub const PASSING_SHARE: u64 = 4;
+
+/// There is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom;
+
+/// The memory of the process.
+#[derive(Debug)]
+pub struct Memory {
+    ceiling: u64,
+    reserved: AtomicU64,
+    resident: AtomicU64,
+    reserved_at_look: AtomicU64,
+}
+
+impl Memory {
+    /// With a ceiling in bytes.
+    #[must_use]
+    pub fn new(ceiling: u64) -> Self {
+        Self { ceiling: ceiling.max(1), reserved: AtomicU64::new(0), resident: AtomicU64::new(0), reserved_at_look: AtomicU64::new(0) }
+    }
+
+    /// Takes note of what the process has in memory.
+    pub fn look(&self, resident_bytes: u64) {
+        self.reserved_at_look.store(self.reserved(), Ordering::Relaxed);
+        self.resident.store(resident_bytes, Ordering::Relaxed);
+    }
+
+    /// The ceiling in bytes.
+    #[must_use]
+    pub fn ceiling(&self) -> u64 {
+        self.ceiling
+    }
+
+    /// Bytes asked for by what passes through.
+    #[must_use]
+    pub fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Bytes in use: what was there at the last look, and what was asked for since.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.used_with(self.reserved())
+    }
+
+    fn used_with(&self, reserved: u64) -> u64 {
+        self.resident.load(Ordering::Relaxed).saturating_add(reserved.saturating_sub(self.reserved_at_look.load(Ordering::Relaxed)))
+    }
+
+    /// How full it is, in thousandths.
+    #[must_use]
+    pub fn per_mille(&self) -> u64 {
+        self.per_mille_with(self.reserved())
+    }
+
+    fn per_mille_with(&self, reserved: u64) -> u64 {
+        let all = self.used_with(reserved).saturating_mul(1_000).div_ceil(self.ceiling);
+        all.max(reserved.saturating_mul(1_000 * PASSING_SHARE).div_ceil(self.ceiling))
+    }
+
+    /// The largest body that can be read at all: it is there packed and unpacked, or unpacked and as timings.
+    #[must_use]
+    pub fn body_bytes_max(&self) -> u64 {
+        self.ceiling / PASSING_SHARE / 2
+    }
+
+    fn take(&self, bytes: u64, up_to_per_mille: u64) -> Result<(), NoRoom> {
+        let fits = |reserved: u64| {
+            let with = reserved.saturating_add(bytes);
+            (self.per_mille_with(with) <= up_to_per_mille).then_some(with)
+        };
+        self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(drop).map_err(|_| NoRoom)
+    }
+}
+
+/// Bytes that were asked for; given back when it is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    memory: Arc<Memory>,
+    bytes: u64,
+    up_to_per_mille: u64,
+}
+
+impl Reservation {
+    /// One of nothing, that may grow until the memory is as full as that.
+    #[must_use]
+    pub fn new(memory: &Arc<Memory>, up_to_per_mille: u64) -> Self {
+        Self { memory: Arc::clone(memory), bytes: 0, up_to_per_mille }
+    }
+
+    /// Asks for more.
+    ///
+    /// # Errors
+    /// [`NoRoom`]; what it has it keeps.
+    pub fn grow(&mut self, bytes: u64) -> Result<(), NoRoom> {
+        self.memory.take(bytes, self.up_to_per_mille)?;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Gives some back.
+    pub fn shrink(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.memory.reserved.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// How much it has.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
+
+/// A buffer that asks before it grows.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    room: Reservation,
+    bytes_max: usize,
+}
+
+/// So much is read into before anything is asked for: a heartbeat always fits.
+const FREE_BYTES: usize = 1 << 10;
+/// The least that is asked for.
+const STEP_BYTES: usize = 16 << 10;
+
+impl Buffer {
+    /// An empty one.
+    #[must_use]
+    pub fn new(room: Reservation, bytes_max: usize) -> Self {
+        Self { bytes: Vec::new(), room, bytes_max }
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether more came than it takes.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.bytes.len() > self.bytes_max
+    }
+
+    /// Gives up what is in it.
+    pub fn clear(&mut self) {
+        self.bytes = Vec::new();
+        self.room.shrink(u64::MAX);
+    }
+
+    /// Adds to it. One byte more than it takes is kept, to tell.
+    ///
+    /// # Errors
+    /// [`NoRoom`].
+    pub fn push(&mut self, more: &[u8]) -> Result<(), NoRoom> {
+        let more = &more[..more.len().min((self.bytes_max + 1).saturating_sub(self.bytes.len()))];
+        let wanted = self.bytes.len() + more.len();
+        if wanted > self.bytes.capacity() {
+            let capacity = if wanted <= FREE_BYTES {
+                FREE_BYTES
+            } else {
+                // By half each time, so that few copies are made and little is asked for in vain.
+                let capacity = wanted.max(self.bytes.capacity() + self.bytes.capacity() / 2).max(STEP_BYTES).min(self.bytes_max + 1);
+                self.room.grow((capacity as u64).saturating_sub(self.room.bytes()))?;
+                capacity
+            };
+            self.bytes.reserve_exact(capacity - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_through_has_its_share_and_what_stays_leaves_less_of_it() {
+        let memory = Arc::new(Memory::new(4_000));
+        let mut one = Reservation::new(&memory, NOISY_TO);
+        assert_eq!((one.grow(900), one.grow(51)), (Ok(()), Err(NoRoom)));
+        assert_eq!((memory.per_mille(), memory.used()), (900, 900));
+        let mut critical = Reservation::new(&memory, CRITICAL_TO);
+        assert_eq!((critical.grow(100), critical.grow(1)), (Ok(()), Err(NoRoom)));
+        // What was asked for is among what is looked at.
+        memory.look(3_000);
+        assert_eq!((memory.used(), memory.per_mille()), (3_000, 1_000));
+        drop((one, critical));
+        assert_eq!((memory.reserved(), memory.per_mille()), (0, 750));
+        memory.look(3_700);
+        assert_eq!(Reservation::new(&memory, NEW_ENDPOINTS_TO).grow(1), Err(NoRoom));
+        let mut last = Reservation::new(&memory, CRITICAL_TO);
+        assert_eq!((last.grow(300), last.grow(1)), (Ok(()), Err(NoRoom)));
+    }
+
+    #[test]
+    fn a_buffer_asks_for_what_it_has_and_a_heartbeat_needs_nothing() {
+        let memory = Arc::new(Memory::new(4 << 20));
+        let mut buffer = Buffer::new(Reservation::new(&memory, CRITICAL_TO), 100_000);
+        buffer.push(b"[]").unwrap();
+        assert_eq!(memory.reserved(), 0);
+        for _ in 0..20 {
+            buffer.push(&[b' '; 10_000]).unwrap();
+            assert!(buffer.bytes.capacity() as u64 <= memory.reserved(), "{} {}", buffer.bytes.capacity(), memory.reserved());
+        }
+        assert!(buffer.is_over());
+        assert_eq!((buffer.bytes().len(), memory.reserved()), (100_001, 100_001));
+        buffer.clear();
+        assert_eq!(memory.reserved(), 0);
+        memory.look(5 << 20);
+        assert_eq!((buffer.push(b"[]"), buffer.push(&[b' '; 2_000])), (Ok(()), Err(NoRoom)));
+    }
+}
