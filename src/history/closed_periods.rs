@@ -11,16 +11,16 @@
 //! ```
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use super::open_slots::{Row, put_row, take_row};
 use crate::endpoint::EndpointId;
 use crate::log::Position;
+use crate::log::disk_ops::{self, DiskFile};
 use crate::log::failpoint;
-use crate::log::file::{Error as LogError, io_error, sync_dir};
+use crate::log::file::{Error as LogError, io_error, sync_dir, write_error};
 use crate::time::{Tier, Timestamp};
 
 const MAGIC: [u8; 4] = *b"SBH1";
@@ -60,7 +60,7 @@ pub struct Block {
 #[derive(Debug)]
 pub struct Files {
     dir: PathBuf,
-    open: HashMap<PathBuf, (File, u64)>,
+    open: HashMap<PathBuf, (DiskFile, u64)>,
     unsynced: Vec<PathBuf>,
 }
 
@@ -88,7 +88,7 @@ impl Files {
         let dir = data_dir.join("history");
         for tier in Tier::ALL {
             let folder = dir.join(tier.name());
-            fs::create_dir_all(&folder).map_err(io_error("cannot create", &folder))?;
+            disk_ops::create_dir_all(&folder).map_err(write_error("cannot create", &folder))?;
         }
         sync_dir(&dir)?;
         sync_dir(data_dir)?;
@@ -126,7 +126,10 @@ impl Files {
         failpoint::pass("before history write");
         let (file, end) = self.file(&path)?;
         let offset = *end;
-        file.write_all(&frame).map_err(io_error("cannot append to", &path))?;
+        if let Err(source) = file.append(&frame) {
+            file.truncate(offset).map_err(io_error("cannot truncate", &path))?;
+            return Err(write_error("cannot append to", &path)(source).into());
+        }
         *end += frame.len() as u64;
         failpoint::pass("after history write");
         if !self.unsynced.contains(&path) {
@@ -136,15 +139,13 @@ impl Files {
     }
 
     /// The file, open for appending after its last whole frame.
-    fn file(&mut self, path: &Path) -> Result<&mut (File, u64), Error> {
+    fn file(&mut self, path: &Path) -> Result<&mut (DiskFile, u64), Error> {
         if !self.open.contains_key(path) {
-            let is_new = !path.exists();
-            let file = OpenOptions::new().create(true).append(true).read(true).open(path).map_err(io_error("cannot open", path))?;
-            if is_new {
-                path.parent().map_or(Ok(()), sync_dir)?;
-            }
-            let end = scan_file(path, &file, |_| ())?;
-            file.set_len(end).map_err(io_error("cannot truncate", path))?;
+            let file = DiskFile::open(path).map_err(write_error("cannot open", path))?;
+            // Not only of a new one: who made it may have been killed before.
+            path.parent().map_or(Ok(()), sync_dir)?;
+            let end = scan_file(path, file.file(), |_| ())?;
+            file.truncate(end).map_err(io_error("cannot truncate", path))?;
             // A day has one file of each tier: those of days gone by need not stay open.
             if self.open.len() >= 16 && self.unsynced.is_empty() {
                 self.open.clear();
@@ -187,7 +188,7 @@ impl Files {
         for (start, path) in files_of(&self.dir, tier)? {
             if start + file_ms(tier) <= before.0 {
                 self.open.remove(&path);
-                fs::remove_file(&path).map_err(io_error("cannot remove", &path))?;
+                disk_ops::remove_file(&path).map_err(io_error("cannot remove", &path))?;
                 gone.push(path);
             }
         }

@@ -42,6 +42,14 @@ pub enum Error {
     Index(#[from] index::Error),
 }
 
+impl Error {
+    /// Whether there was no room on the disk, and what was to be written can be tried again as it is.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Log(file::Error::NoRoom { .. }) | Self::History(closed_periods::Error::Io(file::Error::NoRoom { .. })))
+    }
+}
+
 /// Everything on disk but the log.
 #[derive(Debug)]
 pub struct Keeper {
@@ -231,12 +239,12 @@ impl Keeper {
         let known = snapshot::list(&self.data_dir)?;
         let Some((safe, _)) = known.first().filter(|_| known.len() >= 2) else { return Ok(()) };
         for pair in segments.windows(2) {
-            let ((_, path), (next_first, _)) = (&pair[0], &pair[1]);
+            let ((first, path), (next_first, _)) = (&pair[0], &pair[1]);
             if next_first > safe || self.dated_from(*next_first)?.is_none_or(|at| at.0 + self.keep_log_ms > now.0) {
                 break;
             }
             let mut carried = self.carried()?;
-            file::archive_segment(&self.data_dir, path, |frame, is_last| {
+            file::archive_segment(&self.data_dir, (*first, path), |frame, is_last| {
                 carried = std::mem::take(&mut carried).after(&Delta::from_frame(&frame)?);
                 let kept = frame.sections.into_iter().filter(|s| !is_forgettable(s));
                 Ok::<_, Error>(kept.chain(is_last.then(|| carried.to_section())).collect())

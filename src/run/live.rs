@@ -3,7 +3,7 @@
 //!
 //! Groups form by themselves: while one is being synced the next gathers; two commits are at least 2 ms apart.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -31,6 +31,9 @@ const COMMIT_GAP: Duration = Duration::from_millis(2);
 
 /// Timings in one group at most.
 const GROUP_ITEMS_MAX: usize = 500_000;
+
+/// After a write that found no room on the disk, the next is tried so much later.
+const NO_ROOM_WAIT: Duration = Duration::from_millis(250);
 
 /// Slot ends in one write at most, when there are many to catch up with.
 const CLOSES_MAX: usize = 1_000;
@@ -99,7 +102,7 @@ impl Handle {
         answer.await.map_err(|_| Busy)
     }
 
-    /// Like [`Handle::decide`], and waits while the queue is full.
+    /// Like [`Handle::decide`], and waits while the queue or the disk is full.
     ///
     /// # Errors
     /// [`Busy`] when the engine is gone.
@@ -107,7 +110,11 @@ impl Handle {
         loop {
             let (reply, answer) = oneshot::channel();
             match self.inputs.try_send(Input::Decide(command.clone(), reply)) {
-                Ok(()) => return answer.await.map_err(|_| Busy),
+                // No answer: there was no room on the disk, or the engine is gone, which the next try tells.
+                Ok(()) => match answer.await {
+                    Ok(decided) => return Ok(decided),
+                    Err(_) => tokio::time::sleep(NO_ROOM_WAIT).await,
+                },
                 Err(TrySendError::Disconnected(_)) => return Err(Busy),
                 Err(TrySendError::Full(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
@@ -157,6 +164,9 @@ pub struct Engine {
     last_commit: Instant,
     last_disk_look: Timestamp,
     staged: Vec<(Position, Delta, Effects)>,
+    /// In the log, and not yet in history and index: there was no room.
+    unkept: VecDeque<(Position, Delta, Effects)>,
+    no_room_since: Option<Instant>,
 }
 
 /// Makes an engine and the way to it; [`Engine::run`] is to be given a thread.
@@ -188,6 +198,8 @@ pub fn engine(
         last_commit: now_instant(),
         last_disk_look: Timestamp(0),
         staged: Vec::new(),
+        unkept: VecDeque::new(),
+        no_room_since: None,
     };
     (engine, Handle { inputs: sender })
 }
@@ -212,17 +224,39 @@ impl Engine {
                 Err(RecvTimeoutError::Disconnected) => true,
             };
             if stop {
-                // No slot is closed early: a restart raises no alarm.
-                self.keeper.checkpoint(&mut self.machine, self.clock.now())?;
-                info!(position = self.machine.position.0, "everything is on disk");
-                return Ok(());
+                return self.end();
             }
-            self.close_due()?;
+            if self.no_room_since.is_none_or(|since| since.elapsed() >= NO_ROOM_WAIT) {
+                self.no_room_since = None;
+                self.keep_all()?;
+                self.close_due()?;
+            }
             self.look_after_the_disk()?;
         }
     }
 
+    /// No slot is closed early: a restart raises no alarm.
+    fn end(mut self) -> Result<(), disk::Error> {
+        self.keep_all()?;
+        if !self.unkept.is_empty() {
+            // A snapshot would say that history has what it has not.
+            warn!("there is no room on the disk: the next start reads the log");
+            return Ok(());
+        }
+        match self.keeper.checkpoint(&mut self.machine, self.clock.now()) {
+            Err(error) if error.is_no_room() => warn!(%error, "the next start reads the log"),
+            done => {
+                done?;
+                info!(position = self.machine.position.0, "everything is on disk");
+            }
+        }
+        Ok(())
+    }
+
     fn until_due(&self) -> Duration {
+        if self.no_room_since.is_some() {
+            return NO_ROOM_WAIT;
+        }
         let now = self.clock.now();
         let next = self.machine.judge.judged_to().map_or(Slot::containing(now), Slot::next);
         let due = next.end().plus_ms(self.machine.judge.promises().judge_after_ms);
@@ -257,7 +291,10 @@ impl Engine {
             Input::Decide(command, reply) => {
                 let decided = self.machine.judge.decide(command);
                 if let Ok(record) = &decided {
-                    self.stage(record.clone().into());
+                    if !self.stage(record.clone().into())? {
+                        // Without an answer: it was not decided.
+                        return Ok(false);
+                    }
                     self.commit()?;
                 }
                 // Whoever asked may have gone away; it stands all the same.
@@ -269,6 +306,11 @@ impl Engine {
 
     /// Commits a group of batches as one frame. A key that comes twice in it waits for the first to be on disk, then repeats its answer.
     fn commit_batches(&mut self, group: Vec<Submission>) -> Result<(), disk::Error> {
+        if !self.unkept.is_empty() {
+            // The log may have room; what follows from it has none.
+            refuse(group.into_iter().map(|s| s.reply));
+            return Ok(());
+        }
         let now = self.clock.now();
         let (mut taken, mut again, mut answered): (Vec<(Submission, Option<Committed>)>, Vec<_>, Vec<_>) = Default::default();
         let mut fates = Fates::default();
@@ -309,7 +351,11 @@ impl Engine {
         }
         let batches: Vec<&Batch> = taken.iter().map(|(s, _)| &s.batch).collect();
         let mut delta = self.machine.fold(&batches, &mut Vec::new());
-        for (total, more) in delta.fates.iter_mut().zip(fates.into_iter().zip(self.refusals.take()).map(|(a, b)| a + b)) {
+        let fates: Fates = {
+            let refused = self.refusals.take();
+            std::array::from_fn(|i| fates[i] + refused[i])
+        };
+        for (total, more) in delta.fates.iter_mut().zip(fates) {
             *total += more;
         }
         for sender in taken.iter().filter_map(|(_, c)| c.as_ref().and_then(|c| c.sender.as_ref())) {
@@ -319,9 +365,11 @@ impl Engine {
             }
         }
         delta.batches = taken.iter_mut().filter_map(|(_, c)| c.take()).chain(conflicts).collect();
-        answered.extend(taken.into_iter().map(|(s, _)| (s.reply, Answer::Committed)));
-        if delta != Delta::default() {
-            self.stage(delta);
+        if delta == Delta::default() || self.stage(delta)? {
+            answered.extend(taken.into_iter().map(|(s, _)| (s.reply, Answer::Committed)));
+        } else {
+            self.refusals.put_back(&fates);
+            refuse(taken.into_iter().map(|(s, _)| s).chain(std::mem::take(&mut again)).map(|s| s.reply));
         }
         self.commit()?;
         for (reply, answer) in answered {
@@ -331,36 +379,68 @@ impl Engine {
         if again.is_empty() { Ok(()) } else { self.commit_batches(again) }
     }
 
-    /// Adds a frame to the next commit and takes it in. Nobody sees it before it is on disk: looks, answers and notifications come after the commit.
-    fn stage(&mut self, delta: Delta) {
+    /// Adds a frame to the next commit and takes it in; `false` when there is no room for it on the disk: then nothing has happened. Nobody sees it before it is on disk:
+    /// looks, answers and notifications come after the commit.
+    fn stage(&mut self, delta: Delta) -> Result<bool, disk::Error> {
         let position = self.log.stage(&delta.to_sections());
+        match self.log.write().map_err(disk::Error::from) {
+            Ok(()) => {}
+            Err(error) if error.is_no_room() => {
+                self.say_no_room(&error);
+                return Ok(false);
+            }
+            Err(error) => return Err(self.lost(error)),
+        }
         let effects = self.machine.apply(position, &delta);
         self.staged.push((position, delta, effects));
+        Ok(true)
+    }
+
+    fn say_no_room(&mut self, error: &disk::Error) {
+        self.no_room_since = Some(now_instant());
+        if !self.disk_full.swap(true, Ordering::Relaxed) {
+            warn!(%error, "no timings are taken until there is room");
+        }
     }
 
     fn commit(&mut self) -> Result<(), disk::Error> {
         let start = now_instant();
-        self.log.commit().map_err(|e| self.lost(e))?;
+        self.log.commit().map_err(|e| self.lost(e.into()))?;
         self.last_commit = now_instant();
-        // History and index follow the log and never lead it: a position that a crash takes back is given to another frame.
-        for (position, delta, effects) in std::mem::take(&mut self.staged) {
-            self.keeper.keep(&self.machine, position, &delta, &effects)?;
-            for record in delta.records {
+        for (position, mut delta, effects) in std::mem::take(&mut self.staged) {
+            for record in &mut delta.records {
                 if let Record::SlotClosed(SlotClosed { notifications, .. }) | Record::Configured { notifications, .. } = record
                     && !notifications.is_empty()
                 {
-                    (self.notify)(notifications);
+                    (self.notify)(std::mem::take(notifications));
                 }
             }
+            self.unkept.push_back((position, delta, effects));
         }
+        self.keep_all()?;
         self.gauges.commits.fetch_add(1, Ordering::Relaxed);
         self.gauges.commit_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
         Ok(())
     }
 
-    fn lost(&self, error: crate::log::Error) -> disk::Error {
+    /// History and index follow the log and never lead it: a position that a crash takes back is given to another frame.
+    fn keep_all(&mut self) -> Result<(), disk::Error> {
+        while let Some((position, delta, effects)) = self.unkept.front() {
+            match self.keeper.keep(&self.machine, *position, delta, effects) {
+                Err(error) if error.is_no_room() => {
+                    self.say_no_room(&error);
+                    return Ok(());
+                }
+                kept => kept?,
+            }
+            self.unkept.pop_front();
+        }
+        Ok(())
+    }
+
+    fn lost(&self, error: disk::Error) -> disk::Error {
         error!(%error, position = self.machine.position.0, "the log cannot be written: this process ends, and the next one reads the disk anew");
-        error.into()
+        error
     }
 
     /// Judges the slots whose time has come.
@@ -372,7 +452,9 @@ impl Engine {
         while let Some(end) = self.machine.next_close(target) {
             failpoint::pass("in slot close");
             let delta = self.machine.close(end);
-            self.stage(delta);
+            if !self.stage(delta)? {
+                break;
+            }
             closes += 1;
             if closes % CLOSES_MAX == 0 {
                 self.commit()?;
@@ -381,9 +463,15 @@ impl Engine {
         if closes > 0 {
             self.gauges.judge_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
             self.commit()?;
-            if self.keeper.is_due(now) {
-                self.keeper.checkpoint(&mut self.machine, now)?;
-                self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
+            // A full disk is not made fuller: sled does not survive it, and the log has all.
+            if self.keeper.is_due(now) && self.unkept.is_empty() && !self.disk_full.load(Ordering::Relaxed) {
+                match self.keeper.checkpoint(&mut self.machine, now) {
+                    Err(error) if error.is_no_room() => self.say_no_room(&error),
+                    done => {
+                        done?;
+                        self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
             }
         }
         Ok(())
@@ -396,17 +484,29 @@ impl Engine {
         }
         self.last_disk_look = now;
         // What was refused is counted even when nothing else comes.
-        if self.refusals.any() {
-            self.stage(Delta { fates: self.refusals.take(), ..Delta::default() });
+        if self.refusals.any() && self.no_room_since.is_none() {
+            let fates = self.refusals.take();
+            if !self.stage(Delta { fates, ..Delta::default() })? {
+                self.refusals.put_back(&fates);
+            }
             self.commit()?;
         }
-        if let Some(free) = self.keeper.free_bytes() {
-            let full = free < self.free_bytes_min;
+        if self.no_room_since.is_none() {
+            let free = self.keeper.free_bytes();
+            let full = !self.unkept.is_empty() || free.is_some_and(|free| free < self.free_bytes_min);
             if full != self.disk_full.swap(full, Ordering::Relaxed) {
                 warn!(free_bytes = free, full, "room on the disk");
             }
         }
         Ok(())
+    }
+}
+
+/// Says that there is no room.
+fn refuse(replies: impl Iterator<Item = oneshot::Sender<Answer>>) {
+    for reply in replies {
+        // Whoever sent it may have gone away.
+        drop(reply.send(Answer::NoRoom));
     }
 }
 
