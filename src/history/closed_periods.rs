@@ -138,14 +138,13 @@ impl Files {
         Ok(Block { tier, period, name, offset })
     }
 
-    /// The file, open for appending after its last whole frame.
+    /// The file, open for appending.
     fn file(&mut self, path: &Path) -> Result<&mut (DiskFile, u64), Error> {
         if !self.open.contains_key(path) {
             let file = DiskFile::open(path).map_err(write_error("cannot open", path))?;
             // Not only of a new one: who made it may have been killed before.
             path.parent().map_or(Ok(()), sync_dir)?;
-            let end = scan_file(path, file.file(), |_| ())?;
-            file.truncate(end).map_err(io_error("cannot truncate", path))?;
+            let end = file.file().metadata().map_err(io_error("cannot read", path))?.len();
             // A day has one file of each tier: those of days gone by need not stay open.
             if self.open.len() >= 16 && self.unsynced.is_empty() {
                 self.open.clear();
@@ -161,9 +160,47 @@ impl Files {
     /// [`Error::Io`].
     pub fn holds(&mut self, block: &Block) -> Result<bool, Error> {
         let path = file_path(&self.dir, block.tier, block.period);
-        // This cuts off a torn end, and what stands behind it goes with it.
         let (_, end) = self.file(&path)?;
         Ok(block.offset < *end && Reader { dir: self.dir.clone() }.rows_where(block, |_| true).is_ok())
+    }
+
+    /// Cuts off what a power cut left torn at the ends of files: from the first frame on that does not check and is not followed by one that was durable. All frames named
+    /// before `replayed_from` were durable once, and so was what `was_durable` knows at a byte of a file or behind it; the others are written again from the log.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn cut_torn(&self, replayed_from: Position, was_durable: impl Fn(&Path, u64) -> bool) -> Result<(), Error> {
+        let reader = Reader { dir: self.dir.clone() };
+        for tier in Tier::ALL {
+            for (_, path) in files_of(&self.dir, tier)? {
+                let file = File::open(&path).map_err(io_error("cannot open", &path))?;
+                let (mut torn_from, mut expected) = (None, 0);
+                let scan = scan_file(&path, &file, |block, bytes| {
+                    let block = Block { tier, ..block };
+                    if block.name < replayed_from {
+                        torn_from = None;
+                    } else if block.offset > expected {
+                        torn_from.get_or_insert(expected);
+                    } else if torn_from.is_none() && reader.rows_where(&block, |_| true).is_err() {
+                        torn_from = Some(block.offset);
+                    }
+                    expected = block.offset + bytes;
+                })?;
+                let torn_from = torn_from.or((scan.end < scan.len).then_some(scan.end));
+                if let Some(from) = torn_from.filter(|from| !was_durable(&path, *from)) {
+                    let file = DiskFile::open(&path).map_err(io_error("cannot open", &path))?;
+                    file.truncate(from).map_err(io_error("cannot truncate", &path))?;
+                    file.sync_all().map_err(io_error("cannot sync", &path))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The file of a block.
+    #[must_use]
+    pub fn path_of(&self, block: &Block) -> PathBuf {
+        file_path(&self.dir, block.tier, block.period)
     }
 
     /// Makes all appended frames durable.
@@ -241,16 +278,40 @@ fn read_head(file: &File, offset: u64) -> Option<(Head, Vec<u8>)> {
     (crc == parsed.crc).then_some((parsed, index))
 }
 
-/// Visits each frame's head; the byte after the last whole one.
-fn scan_file(path: &Path, file: &File, mut visit: impl FnMut((Timestamp, Position, u64))) -> Result<u64, Error> {
+struct Scan {
+    /// The byte after the last whole frame.
+    end: u64,
+    /// The first byte that belongs to no frame and has a frame behind it.
+    damaged: Option<u64>,
+    len: u64,
+}
+
+/// Visits each frame with its length, past what cannot be read.
+fn scan_file(path: &Path, file: &File, mut visit: impl FnMut(Block, u64)) -> Result<Scan, Error> {
     let len = file.metadata().map_err(io_error("cannot read", path))?.len();
+    let mut scan = Scan { end: 0, damaged: None, len };
     let mut at = 0;
     while at < len {
-        let Some((head, index)) = read_head(file, at) else { break };
-        visit((head.period, head.name, at));
-        at += (HEAD_BYTES + index.len() + head.body_bytes) as u64;
+        let Some((head, index)) = read_head(file, at) else {
+            let Some(next) = next_head(path, file, at + 1, len)? else { break };
+            scan.damaged.get_or_insert(at);
+            at = next;
+            continue;
+        };
+        let bytes = (HEAD_BYTES + index.len() + head.body_bytes) as u64;
+        visit(Block { tier: Tier::Minute, period: head.period, name: head.name, offset: at }, bytes);
+        at += bytes;
+        scan.end = at;
     }
-    Ok(at)
+    Ok(scan)
+}
+
+/// The next byte at which a whole head begins.
+fn next_head(path: &Path, file: &File, from: u64, len: u64) -> Result<Option<u64>, Error> {
+    let mut rest = vec![0; usize::try_from(len.saturating_sub(from)).unwrap_or(0)];
+    file.read_exact_at(&mut rest, from).map_err(io_error("cannot read", path))?;
+    let begins = rest.windows(MAGIC.len()).enumerate().filter(|(_, window)| *window == MAGIC).map(|(at, _)| from + at as u64);
+    Ok(begins.into_iter().find(|at| read_head(file, *at).is_some()))
 }
 
 /// Reads frames; shares nothing with the writer.
@@ -274,7 +335,7 @@ impl Reader {
         let mut found = Vec::new();
         for (_, path) in files_of(&self.dir, tier)? {
             let file = File::open(&path).map_err(io_error("cannot open", &path))?;
-            scan_file(&path, &file, |(period, name, offset)| found.push(Block { tier, period, name, offset }))?;
+            scan_file(&path, &file, |block, _| found.push(Block { tier, ..block }))?;
         }
         Ok(found)
     }
@@ -327,11 +388,9 @@ impl Reader {
             for (i, (_, path)) in all.iter().enumerate() {
                 let file = File::open(path).map_err(io_error("cannot open", path))?;
                 let mut blocks = Vec::new();
-                let end = scan_file(path, &file, |(period, name, offset)| blocks.push(Block { tier, period, name, offset }))?;
-                let len = file.metadata().map_err(io_error("cannot read", path))?.len();
-                if end < len && i + 1 < all.len() {
-                    wrong.push(Error::Damaged { path: path.clone(), offset: end });
-                }
+                let scan = scan_file(path, &file, |block, _| blocks.push(Block { tier, ..block }))?;
+                let torn = (scan.end < scan.len && i + 1 < all.len()).then_some(scan.end);
+                wrong.extend(scan.damaged.or(torn).map(|offset| Error::Damaged { path: path.clone(), offset }));
                 for block in blocks {
                     frames += 1;
                     wrong.extend(self.rows_where(&block, |_| true).err());
@@ -369,7 +428,9 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..whole.len() - 3]).unwrap();
         assert_eq!(reader.blocks(Tier::Minute).unwrap(), [a]);
-        let again = Files::open(dir.path()).unwrap().append(Tier::Minute, Timestamp(120_000), Position(6), &[row(1)]).unwrap();
+        let mut files = Files::open(dir.path()).unwrap();
+        files.cut_torn(Position(6), |_, _| false).unwrap();
+        let again = files.append(Tier::Minute, Timestamp(120_000), Position(6), &[row(1)]).unwrap();
         assert_eq!(again, b);
         assert_eq!(fs::read(&path).unwrap(), whole);
     }

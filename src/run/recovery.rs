@@ -91,6 +91,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
     };
     let machine = match restored {
         Some(mut machine) => {
+            keeper.cut_torn_history(machine.position.next())?;
             for frame in Reader::log(data_dir, machine.position.next())? {
                 let frame = frame?;
                 let delta = Delta::from_frame(&frame)?;
@@ -128,6 +129,16 @@ fn forget_views(data_dir: &Path) -> Result<(), Error> {
 }
 
 impl Keeper {
+    /// Cuts off what is written again from these frames on, and no block that the index knows to be older.
+    fn cut_torn_history(&self, replayed_from: Position) -> Result<(), Error> {
+        let mut durable = Vec::new();
+        for tier in Tier::ALL {
+            let all = self.index.blocks(tier, Timestamp(0), Timestamp(i64::MAX))?;
+            durable.extend(all.into_iter().filter(|b| b.name < replayed_from).map(|b| (self.files.path_of(&b), b.offset)));
+        }
+        Ok(self.files.cut_torn(replayed_from, |path, from| durable.iter().any(|(of, offset)| of == path && *offset >= from))?)
+    }
+
     /// Builds index and state from what they follow from.
     fn rebuild(&mut self, limits: Limits, is_old: bool, now: Timestamp) -> Result<Machine, Error> {
         if is_old {
@@ -139,6 +150,7 @@ impl Keeper {
                 fs::remove_dir_all(&aside).map_err(file::io_error("cannot remove", &aside))?;
             }
         }
+        self.cut_torn_history(file::segments(&self.data_dir.join("log"))?.first().map_or(Position(1), |s| s.0))?;
         let reader = self.reader();
         for tier in Tier::ALL {
             for block in reader.blocks(tier)?.iter().filter(|b| b.period >= self.kept_from(tier, now)) {
