@@ -107,7 +107,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
 
 /// Opens the index; one that cannot be opened is set aside. sled is known to panic on some damage, so it is opened behind a guard.
 fn open_index(data_dir: &Path, now: Timestamp) -> Result<Index, Error> {
-    let try_open = || std::panic::catch_unwind(|| Index::open(data_dir).and_then(|s| s.applied().map(|_| s)));
+    let try_open = || std::panic::catch_unwind(|| Index::open(data_dir).and_then(|s| s.check().map(|()| s)));
     match try_open() {
         Ok(Ok(index)) => return Ok(index),
         Ok(Err(error)) => warn!(%error, "the index cannot be opened and is set aside"),

@@ -23,7 +23,7 @@ use crate::common::{Chance, DAY, HOUR, LIMITS, MINUTE, promises};
 /// Three minutes before a day ends, so that minutes, hours and days close soon.
 pub const START: i64 = 1_767_571_200_000 - 3 * MINUTE;
 
-pub const RETENTION: Retention = Retention { minutes_ms: 8 * DAY, hours_ms: 400 * DAY, log_ms: 2 * MINUTE };
+pub const RETENTION: Retention = Retention { minutes_ms: 8 * DAY, hours_ms: 400 * DAY, log_ms: 26 * HOUR };
 
 /// A few dozen batches.
 pub const SEGMENT_BYTES: u64 = 16 << 10;

@@ -151,11 +151,6 @@ impl Disk {
         &mut self.inodes[self.now[path]]
     }
 
-    /// Whether anything waits for a sync.
-    pub fn is_dirty(&self) -> bool {
-        !self.pending.is_empty() || self.now.values().any(|i| !self.inodes[*i].pending.is_empty())
-    }
-
     /// Sectors of a file's writes that are not synced.
     pub fn unsynced_sectors(&self, path: &Path) -> Vec<u64> {
         let Some(inode) = self.now.get(path) else { return Vec::new() };

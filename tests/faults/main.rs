@@ -19,9 +19,14 @@ mod common;
 #[path = "../server/mod.rs"]
 mod server;
 
+mod clock_steps;
 mod data_dir;
 mod disk_model;
+mod flipped_bit;
+mod full_disk;
+mod nth_failure;
 mod power_cut;
+mod simulated_log;
 
 /// So many in short, so many in full.
 fn extent(short: u64, full: u64) -> u64 {

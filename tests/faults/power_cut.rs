@@ -10,7 +10,7 @@ use slowburn::log::file::{Log, Reader, segments};
 use slowburn::log::record::Position;
 use slowburn::time::Timestamp;
 
-use crate::common::{Chance, copy, folder};
+use crate::common::{Chance, HOUR, copy, folder};
 use crate::data_dir::{Batch, DataDir, START, batch, counted, open, state, sum, wrong};
 use crate::disk_model::{Disk, FATES, Fate, Made};
 use crate::extent;
@@ -41,7 +41,8 @@ fn record(chance: &mut Chance, batches: u64, copies: &Path) -> Run {
         run.indexes.push((watch.operations(), to));
     };
     for number in 0..batches {
-        data.now = data.now.plus_ms(2_000);
+        // Long enough for the archive.
+        data.now = data.now.plus_ms(if number == batches / 2 { 27 * HOUR } else { 2_000 });
         let new = batch(chance, u128::from(number) + 1, data.now);
         run.batches.push((data.stage(new.delta.clone()), new));
         data.opened.log.commit().unwrap();
