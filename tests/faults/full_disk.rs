@@ -76,7 +76,7 @@ fn post(address: SocketAddr, number: u64) -> (u16, String) {
     let body = format!(r#"{{"service":"s","route":"/{}","status":200,"duration_ms":5}}"#, number % 7);
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
-    let head = "POST /api/v1/timings HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/x-ndjson";
+    let head = format!("POST /api/v1/timings HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/x-ndjson");
     write!(stream, "{head}\r\nIdempotency-Key: k{number}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -145,7 +145,7 @@ fn a_disk_that_is_full_refuses_and_takes_again_by_itself() {
     println!("full disk: {rounds} times filled to the brim, {taken} batches taken, {refused} refused");
     // What is on that disk goes with its server: another start reads a copy.
     let kept = dir.path().join("kept");
-    server.child.kill().unwrap();
+    assert!(Command::new("kill").args(["-STOP", &server.child.id().to_string()]).status().unwrap().success());
     crate::common::copy(&server.disk.join("data"), &kept);
     drop(server);
     let mut again = Server::start(&config, &kept, &[]);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
 
 use slowburn::judge::Command;
 use slowburn::log::record::Position;
@@ -48,7 +49,7 @@ impl World {
             let batch = self.waiting[index].clone();
             if self.data.is_new(&batch) {
                 assert!(!self.acknowledged.contains_key(&batch.key), "acknowledged, and new again: {}", batch.key);
-                self.data.stage(batch.delta.clone());
+                self.data.stage_now(&batch);
             } else {
                 fired.duplicates += 1;
             }
@@ -78,7 +79,7 @@ impl World {
         let now = data.now;
         fired.crashes += 1;
         if let Some(batch) = waiting.first().filter(|b| chance.below(2) == 0 && data.is_new(b)) {
-            data.stage(batch.delta.clone());
+            data.stage_now(batch);
             if chance.below(2) == 0 {
                 // Written; a process that is killed loses nothing of it.
                 fired.crashes_before_commit += 1;
@@ -190,22 +191,36 @@ fn open_twice(dir: &Path, opened: slowburn::run::recovery::Opened, now: Timestam
 #[test]
 fn live_recovered_and_rebuilt_agree_and_acknowledged_batches_count_once() {
     let first = Chance::seeded("simulated log", 1).0;
-    let mut fired = Fired::default();
-    for seed in first..first + extent(200, 5_000) {
-        run(seed, &mut fired);
-    }
+    let (last, next) = (first + extent(200, 5_000), Mutex::new(first));
+    let worker = || {
+        let mut fired = Fired::default();
+        loop {
+            let seed = {
+                let mut next = next.lock().unwrap();
+                *next += 1;
+                *next - 1
+            };
+            if seed >= last {
+                return fired;
+            }
+            run(seed, &mut fired);
+        }
+    };
+    let fired = std::thread::scope(|scope| [scope.spawn(worker), scope.spawn(worker)].map(|w| w.join().unwrap()));
     println!("simulated log: {fired:?}");
+    let sum = |of: fn(&Fired) -> u64| fired.iter().map(of).sum::<u64>();
+    assert_eq!(sum(|f| f.runs), last - first);
     let all = [
-        fired.unknown_answers,
-        fired.duplicates,
-        fired.reordered,
-        fired.pauses,
-        fired.crashes,
-        fired.crashes_before_commit,
-        fired.crashes_before_keep,
-        fired.indexes_deleted,
-        fired.snapshots_deleted,
-        fired.archived,
+        sum(|f| f.unknown_answers),
+        sum(|f| f.duplicates),
+        sum(|f| f.reordered),
+        sum(|f| f.pauses),
+        sum(|f| f.crashes),
+        sum(|f| f.crashes_before_commit),
+        sum(|f| f.crashes_before_keep),
+        sum(|f| f.indexes_deleted),
+        sum(|f| f.snapshots_deleted),
+        sum(|f| f.archived),
     ];
     assert!(all.iter().all(|n| *n > 0), "{fired:?}");
 }
