@@ -120,13 +120,14 @@ impl Disk {
                 let missing: Vec<PathBuf> = path.ancestors().take_while(|p| !self.dirs_now.contains(*p)).map(Path::to_owned).collect();
                 missing.into_iter().rev().for_each(|p| self.change_name(NameChange::Dir(p)));
             }
-            Operation::Create => match self.now.get(path) {
-                Some(inode) => self.inodes[*inode].pending.push(Change::Truncate(0)),
-                None => {
+            Operation::Create => {
+                if let Some(inode) = self.now.get(path) {
+                    self.inodes[*inode].pending.push(Change::Truncate(0));
+                } else {
                     self.inodes.push(Inode::default());
                     self.change_name(NameChange::Link(path.clone(), self.inodes.len() - 1));
                 }
-            },
+            }
             Operation::Append => self.file(path).pending.push(Change::Write { offset: event.offset, bytes: event.bytes.clone() }),
             Operation::Truncate => self.file(path).pending.push(Change::Truncate(event.offset)),
             Operation::Sync => {
