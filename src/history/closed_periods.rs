@@ -34,7 +34,8 @@ pub enum Error {
     #[error(transparent)]
     Io(#[from] LogError),
     /// Bytes are not what was written.
-    #[error("{} is damaged at byte {offset}; the other files are not affected. To see all that is wrong, run: slowburn verify", path.display())]
+    #[error("{} is damaged at byte {offset}; the other files are not affected. To see all that is wrong, run: slowburn verify. \
+         To have everything built again without this file, move it away", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -330,12 +331,15 @@ impl Reader {
     /// Every frame of a tier, in the order of its files.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Damaged`] when one that can be read stands behind one that cannot: what is built on this would miss it without a word.
     pub fn blocks(&self, tier: Tier) -> Result<Vec<Block>, Error> {
         let mut found = Vec::new();
         for (_, path) in files_of(&self.dir, tier)? {
             let file = File::open(&path).map_err(io_error("cannot open", &path))?;
-            scan_file(&path, &file, |block, _| found.push(Block { tier, ..block }))?;
+            let scan = scan_file(&path, &file, |block, _| found.push(Block { tier, ..block }))?;
+            if let Some(offset) = scan.damaged {
+                return Err(Error::Damaged { path, offset });
+            }
         }
         Ok(found)
     }

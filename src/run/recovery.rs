@@ -19,6 +19,9 @@ use crate::log::snapshot;
 use crate::machine::{Delta, Machine};
 use crate::time::{SLOT_MS, Slot, Tier, Timestamp};
 
+/// Longer than a minute stays open for timings that come early or are judged late.
+const REOPENED_MS: i64 = 600_000;
+
 /// A data directory, opened.
 #[derive(Debug)]
 pub struct Opened {
@@ -139,6 +142,24 @@ impl Keeper {
         Ok(self.files.cut_torn(replayed_from, |path, from| durable.iter().any(|(of, offset)| of == path && *offset >= from))?)
     }
 
+    /// From which frame on a rebuild writes history again as it was: what a minute at the log's beginning counted may have come before, and the archive has forgotten it.
+    fn rewritten_from(&self) -> Result<Position, Error> {
+        let first = file::segments(&self.data_dir.join("log"))?.first().map_or(Position(1), |s| s.0);
+        if first == Position(1) {
+            return Ok(first);
+        }
+        let mut begins = None;
+        for frame in Reader::log(&self.data_dir, first)? {
+            let frame = frame?;
+            if let Some(at) = Delta::from_frame(&frame)?.at()
+                && at.0 - begins.get_or_insert(at).0 >= REOPENED_MS
+            {
+                return Ok(frame.position);
+            }
+        }
+        Ok(Position(u64::MAX))
+    }
+
     /// Builds index and state from what they follow from.
     fn rebuild(&mut self, limits: Limits, is_old: bool, now: Timestamp) -> Result<Machine, Error> {
         if is_old {
@@ -150,7 +171,7 @@ impl Keeper {
                 fs::remove_dir_all(&aside).map_err(file::io_error("cannot remove", &aside))?;
             }
         }
-        self.cut_torn_history(file::segments(&self.data_dir.join("log"))?.first().map_or(Position(1), |s| s.0))?;
+        self.cut_torn_history(self.rewritten_from()?)?;
         let reader = self.reader();
         for tier in Tier::ALL {
             for block in reader.blocks(tier)?.iter().filter(|b| b.period >= self.kept_from(tier, now)) {
