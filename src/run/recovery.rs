@@ -12,7 +12,7 @@ use crate::history::catalogue::Limits;
 use crate::history::closed_periods::Files;
 use crate::history::index::{self, Index};
 use crate::ingest::batch_keys::KEEP_MS;
-use crate::judge::{Promise, Promises};
+use crate::judge::{Promise, Promises, Record};
 use crate::log::file::{self, Log, Reader, Torn};
 use crate::log::record::Position;
 use crate::log::snapshot;
@@ -151,10 +151,13 @@ impl Keeper {
         let mut begins = None;
         for frame in Reader::log(&self.data_dir, first)? {
             let frame = frame?;
-            if let Some(at) = Delta::from_frame(&frame)?.at()
-                && at.0 - begins.get_or_insert(at).0 >= REOPENED_MS
-            {
-                return Ok(frame.position);
+            let delta = Delta::from_frame(&frame)?;
+            let Some(at) = delta.at() else { continue };
+            let begins: Timestamp = *begins.get_or_insert(at);
+            // However long nothing was closed: this closes all that was open then.
+            let is_over = |r: &Record| matches!(r, Record::SlotClosed(closed) if closed.end.end().0 - begins.0 >= REOPENED_MS);
+            if delta.records.iter().any(is_over) {
+                return Ok(frame.position.next());
             }
         }
         Ok(Position(u64::MAX))
