@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::config::{Config, DEFAULT_TOML};
 use crate::endpoint::PathTemplates;
 use crate::incident::{Event, Marker};
+use crate::ingest::known::KnownEndpoints;
 use crate::log::record::Position;
 use crate::run::clock::Clock;
 use crate::run::disk::Retention;
@@ -283,7 +284,8 @@ fn replay(config: Option<&Path>, markers: Option<&Path>, log: Option<&Path>, unt
         }
     };
     let out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
-    let mut replay = Replay::new(own, config.promises.judge_after_ms, config.endpoint_limits, &templates, markers, out, |line| {
+    let known = KnownEndpoints::default();
+    let mut replay = Replay::new(own, config.promises.judge_after_ms, config.endpoint_limits, &templates, &known, markers, out, |line| {
         report(&line.path, line.number, &line.reason);
     });
     match log {

@@ -263,6 +263,17 @@ impl Cell {
     /// # Errors
     /// When the bytes are not what [`Cell::put`] writes.
     pub fn take(bytes: &mut &[u8]) -> Result<Self, Error> {
+        let mut cell = Self::take_counts(bytes)?;
+        cell.passed = codec::take(bytes)?;
+        cell.failed = codec::take(bytes)?;
+        Ok(cell)
+    }
+
+    /// Takes what stands before the two histograms off the front.
+    ///
+    /// # Errors
+    /// When the bytes are not what [`Cell::put`] writes.
+    pub fn take_counts(bytes: &mut &[u8]) -> Result<Self, Error> {
         let (&flag, rest) = bytes.split_first().ok_or(Error::Malformed)?;
         *bytes = rest;
         let plain = match flag {
@@ -289,13 +300,12 @@ impl Cell {
                 failed_unsure: tally(bytes)?,
             });
         }
-        cell.passed = codec::take(bytes)?;
-        cell.failed = codec::take(bytes)?;
         Ok(cell)
     }
 }
 
-fn add(a: &mut ThresholdCount, b: &ThresholdCount) {
+/// Adds the counts of one threshold.
+pub fn add(a: &mut ThresholdCount, b: &ThresholdCount) {
     a.within += b.within;
     a.unsure += b.unsure;
     a.failed_within += b.failed_within;

@@ -11,14 +11,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::counting::Cell;
+use crate::counting::{Cell, Outcome, Span, Tally};
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
-use crate::history::open_slots::{self, ClosedMinute, OpenSlots, SlotCell};
+use crate::history::counts::{Counted, Counts, Writer};
+use crate::history::open_slots::{ClosedMinute, OpenSlots};
+use crate::history::totals::{Sums, Total};
 use crate::incident::Incident;
 use crate::ingest::batch_keys::{BatchKeys, Committed, Senders};
-use crate::ingest::{Batch, Detail, Fate, Fates, InFlight, Item};
+use crate::ingest::packed::Packed;
+use crate::ingest::{Batch, Detail, Fate, Fates, InFlight, Item, Whose};
 use crate::judge::{self, Judge, Promises, Record};
 use crate::log::record::{Frame, Kind, Position, Section};
 use crate::time::{Slot, Tier, Timestamp};
@@ -29,9 +32,9 @@ pub struct Delta {
     /// New endpoints; they get the next numbers in this order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Entry>,
-    /// Counts, sorted by endpoint and slot.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub cells: Vec<SlotCell>,
+    /// Counts by slot and endpoint.
+    #[serde(default, skip_serializing_if = "Counts::is_empty", rename = "cells")]
+    pub counts: Counts,
     /// The batches whose counts these are, as far as they have a name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub batches: Vec<Committed>,
@@ -131,7 +134,7 @@ impl Delta {
             }
         };
         push(!self.endpoints.is_empty(), Kind::ENDPOINTS, &|| binary(&self.endpoints));
-        push(!self.cells.is_empty(), Kind::COUNTS, &|| open_slots::encode(&self.cells));
+        push(!self.counts.is_empty(), Kind::COUNTS, &|| self.counts.bytes().to_vec());
         push(!self.batches.is_empty(), Kind::BATCHES, &|| binary(&self.batches));
         push(!self.details.is_empty(), Kind::DETAILS, &|| binary(&self.details));
         push(!self.in_flight.is_empty(), Kind::IN_FLIGHT, &|| binary(&self.in_flight));
@@ -152,7 +155,7 @@ impl Delta {
         for Section { kind, bytes } in &frame.sections {
             let read = match *kind {
                 Kind::ENDPOINTS => binary(bytes).map(|v| delta.endpoints = v).ok_or("endpoints"),
-                Kind::COUNTS => open_slots::decode(bytes).map(|v| delta.cells = v).map_err(|_| "counts"),
+                Kind::COUNTS => Counts::decode(bytes.clone()).map(|v| delta.counts = v).map_err(|_| "counts"),
                 Kind::BATCHES => binary(bytes).map(|v| delta.batches = v).ok_or("batches"),
                 Kind::DETAILS => binary(bytes).map(|v| delta.details = v).ok_or("details"),
                 Kind::IN_FLIGHT => binary(bytes).map(|v| delta.in_flight = v).ok_or("requests in flight"),
@@ -180,14 +183,16 @@ impl Delta {
 }
 
 /// What a delta brought about outside the machine.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Effects {
     /// Minutes whose rows leave memory for history.
-    pub closed: Vec<ClosedMinute>,
+    pub closed: Vec<Arc<ClosedMinute>>,
     /// Up to where minutes were closed before, and are now; equal when a slot was closed and no minute.
     pub closed_to: Option<(Timestamp, Timestamp)>,
     /// Incidents that moved.
     pub incidents: Vec<Incident>,
+    /// Endpoints that are critical from here on: their totals need what history has of them.
+    pub made_critical: Vec<EndpointId>,
 }
 
 /// The state.
@@ -198,7 +203,7 @@ pub struct Machine {
     /// Counts of open minutes.
     pub open: OpenSlots,
     /// Everything ever counted, by endpoint.
-    pub totals: Vec<Cell>,
+    pub totals: Vec<Total>,
     /// Timings by fate, ever.
     pub fates: Fates,
     /// Batches already taken.
@@ -214,7 +219,9 @@ pub struct Machine {
     /// The last frame applied.
     pub position: Position,
     limits: Limits,
-    counting: Vec<Counting>,
+    /// By endpoint, where anything but plain counts are wanted of it.
+    counting: Vec<Option<Box<Counting>>>,
+    with_rules: Arc<[EndpointId]>,
     rebuilding: bool,
 }
 
@@ -222,19 +229,35 @@ pub struct Machine {
 struct Counting {
     thresholds_us: Vec<u64>,
     digits: Digits,
+    critical: bool,
 }
 
+/// What of a machine a snapshot keeps.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+pub struct State {
+    /// The last frame in it.
+    #[serde(skip)]
+    pub position: Position,
     endpoints: Vec<Entry>,
     open: OpenSlots,
-    totals: Vec<Cell>,
+    totals: Vec<Total>,
     fates: Fates,
     senders: Senders,
     judge: judge::Snapshot,
     in_flight_reports: u64,
     details: u64,
     delivered: Vec<(String, String, u64)>,
+}
+
+impl State {
+    /// Its bytes, in a snapshot.
+    ///
+    /// # Panics
+    /// Never: its types are plain data.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("plain data")
+    }
 }
 
 impl Machine {
@@ -254,35 +277,28 @@ impl Machine {
             position: Position(0),
             limits,
             counting: Vec::new(),
+            with_rules: Arc::new([]),
             rebuilding: false,
         }
     }
 
-    /// Turns batches into counts. `places` remembers the numbers of a batch's keys from one call to the next, where the batch keeps its keys.
+    /// Turns batches into counts.
     #[must_use]
-    pub fn fold(&self, batches: &[&Batch], places: &mut Vec<Option<Destination>>) -> Delta {
-        let mut folding = Folding { machine: self, delta: Delta::default(), new: BTreeMap::new() };
-        let mut items: Vec<(EndpointId, Slot, Item)> = Vec::with_capacity(batches.iter().map(|b| b.items.len()).sum());
-        let judged_to = self.judge.judged_to();
-        for (n, batch) in batches.iter().enumerate() {
-            if n > 0 {
-                places.clear();
-            }
-            places.resize(batch.keys.len(), None);
+    pub fn fold(&self, batches: &[&Batch]) -> Delta {
+        let mut folding = Folding { machine: self, delta: Delta::default(), new: BTreeMap::new(), counts: Writer::default() };
+        let mut packed: Vec<Packed> = Vec::with_capacity(batches.iter().map(|b| b.packed.len()).sum());
+        let mut items: Vec<(Slot, EndpointId, Item)> = Vec::new();
+        for batch in batches {
+            packed.extend_from_slice(&batch.packed);
+            let mut places = vec![None; batch.keys.len()];
             for item in &batch.items {
-                let to = folding.destination(batch, item.key, places);
-                let fate = if to.overflow {
-                    Fate::OverLimit
-                } else if judged_to.is_some_and(|j| item.slot <= j) {
-                    Fate::Late
-                } else {
-                    Fate::Accepted
-                };
+                let to = folding.destination(batch, item.whose, &mut places);
+                let fate = if to.overflow { Fate::OverLimit } else { self.fate_in(item.slot) };
                 folding.delta.fates[fate as usize] += item.tally.observed;
-                items.push((to.id, item.slot, *item));
+                items.push((item.slot, to.id, *item));
             }
             for detail in &batch.details {
-                let to = folding.destination(batch, detail.endpoint, places);
+                let to = folding.destination(batch, detail.endpoint, &mut places);
                 let Detail { ts, outcome, duration_us, trace_id, actor, key, starts, .. } = detail.clone();
                 folding.delta.details.push(Detail { endpoint: to.id, ts, outcome, duration_us, trace_id, actor, key, starts });
             }
@@ -291,16 +307,16 @@ impl Machine {
             }
             folding.delta.in_flight.extend(batch.in_flight.iter().cloned());
         }
+        packed.sort_unstable();
+        folding.write_packed(&packed, batches.iter().map(|b| b.read_in).max().unwrap_or_default());
         items.sort_unstable_by_key(|i| (i.0, i.1));
-        for (id, slot, item) in items {
-            if folding.delta.cells.last().is_none_or(|c| (c.0, c.1) != (id, slot)) {
-                let cell = folding.new_cell(id);
-                folding.delta.cells.push((id, slot, cell));
-            }
-            let (_, _, cell) = folding.delta.cells.last_mut().expect("pushed above");
-            cell.record(item.outcome, item.span, item.tally);
-        }
+        folding.write_items(&items);
+        folding.delta.counts = folding.counts.finish();
         folding.delta
+    }
+
+    fn fate_in(&self, slot: Slot) -> Fate {
+        if self.judge.judged_to().is_some_and(|j| slot <= j) { Fate::Late } else { Fate::Accepted }
     }
 
     /// The next slot end to be judged on the way to `target`: the first at which something can have to be said, else `target` itself.
@@ -328,17 +344,14 @@ impl Machine {
         for entry in &delta.endpoints {
             let id = self.catalogue.add(entry.clone());
             self.judge.add_endpoint(id, Arc::clone(&entry.key));
-            self.totals.push(Cell::default());
-            let counting = self.counting_of(&entry.key);
+            let counting = self.counting_of(entry);
+            self.totals.push(Total { cell: counting.as_ref().filter(|c| c.critical).map(|_| Box::default()), ..Total::default() });
             self.counting.push(counting);
-        }
-        for (id, slot, cell) in &delta.cells {
-            self.open.add(*id, *slot, cell);
-            if !self.rebuilding {
-                self.judge.count(*id, *slot, cell);
-                self.totals[id.0 as usize].merge(cell);
+            if self.judge.has_rules(id) {
+                self.with_rules = self.with_rules.iter().copied().chain([id]).collect();
             }
         }
+        delta.counts.for_each(|slot, id, counted| self.count(slot, id, &counted));
         for committed in &delta.batches {
             self.keys.apply(committed);
         }
@@ -352,13 +365,13 @@ impl Machine {
             effects.incidents.extend(self.judge.apply(record));
             match record {
                 Record::SlotClosed(closed) => {
-                    let judge = &self.judge;
-                    effects.closed.extend(self.open.close_minutes(closed.end, |id| judge.has_rules(id)));
+                    effects.closed.extend(self.open.close_minutes(closed.end, &self.with_rules));
                     let (from, after) = (effects.closed_to.map_or(before, |c| c.0), self.history_to());
                     effects.closed_to = Some((from, after));
                 }
                 Record::Configured { .. } => {
-                    self.counting = self.catalogue.entries().iter().map(|e| self.counting_of(&e.key)).collect();
+                    self.count_anew();
+                    effects.made_critical.extend(self.make_critical());
                 }
                 Record::Delivered { receiver, result, .. } => {
                     *self.delivered.entry((receiver.clone(), result.name())).or_default() += 1;
@@ -372,6 +385,44 @@ impl Machine {
         effects
     }
 
+    fn count(&mut self, slot: Slot, id: EndpointId, counted: &Counted<'_>) {
+        let at = id.0 as usize;
+        let Some(counting) = &self.counting[at] else {
+            self.open.add(id, slot, counted);
+            if !self.rebuilding {
+                self.totals[at].add(counted);
+            }
+            return;
+        };
+        let cell = counted.to_cell(&counting.thresholds_us, counting.digits);
+        self.open.add_cell(id, slot, &cell);
+        if !self.rebuilding {
+            self.judge.count(id, slot, &cell);
+            self.totals[at].add_cell(&cell);
+        }
+    }
+
+    /// What is counted of each endpoint, by what is owed now.
+    fn count_anew(&mut self) {
+        self.counting = self.catalogue.entries().iter().map(|e| self.counting_of(e)).collect();
+        self.with_rules = (0..self.catalogue.next_id().0).map(EndpointId).filter(|id| self.judge.has_rules(*id)).collect();
+    }
+
+    /// Begins whole totals for the endpoints that are critical now, and ends them for those that are not.
+    fn make_critical(&mut self) -> Vec<EndpointId> {
+        let mut made = Vec::new();
+        for ((total, counting), id) in self.totals.iter_mut().zip(&self.counting).zip(0..) {
+            let critical = counting.as_ref().is_some_and(|c| c.critical);
+            if critical && total.cell.is_none() {
+                total.cell = Some(Box::default());
+                made.push(EndpointId(id));
+            } else if !critical {
+                total.cell = None;
+            }
+        }
+        made
+    }
+
     fn carry(&mut self, carried: &Carried) {
         if let Some(end) = carried.judged_to {
             self.judge.apply(&Record::SlotClosed(judge::SlotClosed { end, ..judge::SlotClosed::default() }));
@@ -381,15 +432,29 @@ impl Machine {
         (self.in_flight_reports, self.details) = (carried.in_flight_reports, carried.details);
     }
 
+    /// What was ever counted of an endpoint.
+    #[must_use]
+    pub fn total_of(&self, id: EndpointId) -> Sums {
+        self.totals.get(id.0 as usize).map_or_else(Sums::default, |t| t.sums)
+    }
+
+    /// What was ever counted of a critical endpoint, with its histograms.
+    #[must_use]
+    pub fn cell_of(&self, id: EndpointId) -> Option<&Cell> {
+        self.totals.get(id.0 as usize)?.cell.as_deref()
+    }
+
     /// Up to where minutes are closed: their rows are in history, but for what comes late.
     #[must_use]
     pub fn history_to(&self) -> Timestamp {
         self.judge.judged_to().map_or(Timestamp(0), |j| Tier::Minute.period_of(j.end()))
     }
 
-    fn counting_of(&self, key: &EndpointKey) -> Counting {
-        let (thresholds_us, digits) = self.judge.promises().counting_of(key);
-        Counting { thresholds_us, digits }
+    fn counting_of(&self, entry: &Entry) -> Option<Box<Counting>> {
+        let (thresholds_us, digits) = self.judge.promises().counting_of(&entry.key);
+        let critical = self.is_critical(entry);
+        let plain = thresholds_us.is_empty() && digits == Digits::Two && !critical && self.judge.promises().of(&entry.key).next().is_none();
+        (!plain).then(|| Box::new(Counting { thresholds_us, digits, critical }))
     }
 
     /// Whether an endpoint is critical: configured so, or marked by a sender within the limit.
@@ -398,15 +463,13 @@ impl Machine {
         entry.marked == Marked::Critical || self.judge.promises().is_critical(&entry.key)
     }
 
-    /// Everything but the batch keys, which the index keeps.
-    ///
-    /// # Panics
-    /// Never: its types are plain data.
+    /// Everything but the batch keys, which the index keeps, and minutes on their way to history.
     #[must_use]
-    pub fn snapshot(&self) -> Vec<u8> {
-        let kept = Kept {
+    pub fn state(&self) -> State {
+        State {
+            position: self.position,
             endpoints: self.catalogue.entries().to_vec(),
-            open: self.open.clone(),
+            open: self.open.without_leaving(),
             totals: self.totals.clone(),
             fates: self.fates,
             senders: self.keys.senders_snapshot(),
@@ -414,21 +477,20 @@ impl Machine {
             in_flight_reports: self.in_flight_reports,
             details: self.details,
             delivered: self.delivered.iter().map(|((r, s), n)| (r.clone(), (*s).to_owned(), *n)).collect(),
-        };
-        postcard::to_stdvec(&kept).expect("plain data")
+        }
     }
 
     /// The machine of a snapshot; `None` when its bytes are of another version.
     #[must_use]
     pub fn restore(bytes: &[u8], position: Position, keys: Vec<(u128, crate::ingest::batch_keys::Answered)>, limits: Limits) -> Option<Self> {
-        let kept: Kept = postcard::from_bytes(bytes).ok()?;
+        let kept: State = postcard::from_bytes(bytes).ok()?;
         let judge = Judge::restore(kept.judge, kept.endpoints.iter().map(|e| Arc::clone(&e.key))).ok()?;
         let mut machine = Self::new(Promises::none(0), limits);
         for entry in kept.endpoints {
             machine.catalogue.add(entry);
         }
         machine.judge = judge;
-        machine.counting = machine.catalogue.entries().iter().map(|e| machine.counting_of(&e.key)).collect();
+        machine.count_anew();
         machine.open = kept.open;
         machine.totals = kept.totals;
         machine.fates = kept.fates;
@@ -454,10 +516,9 @@ impl Machine {
         self.judge.forget_counts();
         self.rebuilding = false;
         past(self);
-        let open = self.open.clone();
-        for (slot, id, cell) in open.cells() {
-            self.judge.count(id, slot, cell);
-            self.totals[id.0 as usize].merge(cell);
+        for (slot, id, cell) in self.open.cells() {
+            self.judge.count(id, slot, &cell);
+            self.totals[id.0 as usize].add_cell(&cell);
         }
         self.judge.refresh();
     }
@@ -465,7 +526,7 @@ impl Machine {
 
 /// Where the counts of a batch's key go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Destination {
+struct Destination {
     id: EndpointId,
     overflow: bool,
 }
@@ -474,16 +535,69 @@ struct Folding<'m> {
     machine: &'m Machine,
     delta: Delta,
     new: BTreeMap<EndpointKey, EndpointId>,
+    counts: Writer,
 }
 
 impl Folding<'_> {
-    fn destination(&mut self, batch: &Batch, key: u32, places: &mut [Option<Destination>]) -> Destination {
-        if let Some(known) = places[key as usize] {
+    /// Writes sorted timings, those of one slot and endpoint as one cell.
+    fn write_packed(&mut self, packed: &[Packed], near: Slot) {
+        let mut buckets: Vec<(u16, u64)> = Vec::new();
+        for cell in packed.chunk_by(|a, b| a.place() == b.place()) {
+            let first = cell[0];
+            let (slot, id) = (first.slot(near), first.endpoint());
+            self.delta.fates[self.machine.fate_in(slot) as usize] += cell.len() as u64;
+            if let [one] = cell {
+                self.counts.one(slot, id, one.outcome(), one.us());
+                continue;
+            }
+            let counting = self.machine.counting.get(id.0 as usize).and_then(Option::as_ref);
+            if counting.is_some() || cell.iter().any(|p| p.outcome().is_failure()) {
+                let mut full = self.new_cell(id);
+                for alike in cell.chunk_by(|a, b| a == b) {
+                    let n = alike.len() as u64;
+                    full.record(alike[0].outcome(), Span::exact(alike[0].us()), Tally { weight: n, observed: n });
+                }
+                self.counts.cell(slot, id, &full);
+                continue;
+            }
+            buckets.clear();
+            let (mut client_errors, mut sum_us) = (0, 0);
+            for p in cell {
+                client_errors += u64::from(p.outcome() == Outcome::ClientError);
+                sum_us += p.us();
+                let bucket = Digits::Two.bucket_of(p.us());
+                match buckets.last_mut() {
+                    Some(last) if last.0 == bucket => last.1 += 1,
+                    _ => buckets.push((bucket, 1)),
+                }
+            }
+            self.counts.plain(slot, id, client_errors, sum_us, &buckets);
+        }
+    }
+
+    /// Writes what is not packed, sorted by slot and endpoint.
+    fn write_items(&mut self, items: &[(Slot, EndpointId, Item)]) {
+        for cell in items.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            let (slot, id, _) = cell[0];
+            let mut full = self.new_cell(id);
+            for (_, _, item) in cell {
+                full.record(item.outcome, item.span, item.tally);
+            }
+            self.counts.cell(slot, id, &full);
+        }
+    }
+
+    fn destination(&mut self, batch: &Batch, whose: Whose, places: &mut [Option<Destination>]) -> Destination {
+        let key = match whose {
+            Whose::Known(id) => return Destination { id, overflow: false },
+            Whose::Key(key) => key as usize,
+        };
+        if let Some(known) = places[key] {
             return known;
         }
-        let (key_of, marked) = &batch.keys[key as usize];
+        let (key_of, marked) = &batch.keys[key];
         let destination = self.place(key_of, *marked);
-        places[key as usize] = Some(destination);
+        places[key] = Some(destination);
         destination
     }
 
@@ -514,11 +628,11 @@ impl Folding<'_> {
     }
 
     fn new_cell(&self, id: EndpointId) -> Cell {
-        if let Some(counting) = self.machine.counting.get(id.0 as usize) {
-            return Cell::new(&counting.thresholds_us, counting.digits);
-        }
-        let entry = &self.delta.endpoints[id.0 as usize - self.machine.catalogue.entries().len()];
-        let counting = self.machine.counting_of(&entry.key);
-        Cell::new(&counting.thresholds_us, counting.digits)
+        let known = self.machine.catalogue.entries().len();
+        let counting = match (id.0 as usize).checked_sub(known) {
+            None => self.machine.counting[id.0 as usize].clone(),
+            Some(new) => self.machine.counting_of(&self.delta.endpoints[new]),
+        };
+        counting.map_or_else(Cell::default, |c| Cell::new(&c.thresholds_us, c.digits))
     }
 }

@@ -212,7 +212,7 @@ fn sent(script: &Script) -> Vec<Timing> {
 fn questions(chance: &mut Chance, from: i64, to: i64) -> Vec<String> {
     let mut all: Vec<String> =
         ["endpoints", "objectives", "incidents", "silences", "markers", "senders"].into_iter().map(|what| format!("/api/v1/{what}")).collect();
-    all.push("/metrics".into());
+    all.extend(["/metrics".into(), "/metrics/endpoints".into()]);
     let q = "q=0,0.5,0.9,0.99,1";
     all.push(format!("/api/v1/quantiles?from={from}&to={to}&{q}"));
     all.push(format!("/api/v1/quantiles?from={from}&to={to}&step=1d&{q}"));

@@ -22,12 +22,14 @@ use proptest::test_runner::RngSeed;
 use serde_json::json;
 use slowburn::config::Config;
 use slowburn::counting::Cell;
+use slowburn::endpoint::EndpointId;
 use slowburn::endpoint::PathTemplates;
 use slowburn::histogram::grid::VALUE_US_MAX;
 use slowburn::histogram::quantile::Quantile;
 use slowburn::history::catalogue::Limits;
 use slowburn::history::open_slots::put_row;
 use slowburn::ingest::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
+use slowburn::ingest::known::KnownEndpoints;
 use slowburn::ingest::{Batch, Fate, json};
 use slowburn::judge::{Command, Promises, Record};
 use slowburn::log::record::Position;
@@ -57,22 +59,24 @@ fn machine(promises: Promises) -> Machine {
     machine
 }
 
-fn admitted(lines: &[String], now: i64) -> Batch {
-    let templates = PathTemplates::default();
-    let mut admission = Admission::new(&templates, TimeLimits { now: Timestamp(now), past_ms: PAST_MS, future_ms: FUTURE_MS });
+/// As a handler reads them that knows the machine's endpoints.
+fn admitted(machine: &Machine, lines: &[String], now: i64) -> Batch {
+    let (templates, known) = (PathTemplates::default(), KnownEndpoints::default());
+    known.add(machine.catalogue.numbered_from(EndpointId(0)));
+    let mut admission = Admission::new(&templates, &known, TimeLimits { now: Timestamp(now), past_ms: PAST_MS, future_ms: FUTURE_MS });
     json::read_ndjson(lines.join("\n").as_bytes(), &mut admission);
-    admission.batch
+    admission.finish()
 }
 
 fn take_in(machine: &mut Machine, lines: &[String], now: i64) -> Delta {
-    let delta = machine.fold(&[&admitted(lines, now)], &mut Vec::new());
+    let delta = machine.fold(&[&admitted(machine, lines, now)]);
     machine.apply(machine.position.next(), &delta);
     delta
 }
 
 fn whole(machine: &Machine) -> Cell {
     machine.open.cells().fold(Cell::default(), |mut sum, (_, _, cell)| {
-        sum.merge(cell);
+        sum.merge(&cell);
         sum
     })
 }
@@ -139,7 +143,7 @@ fn quantiles_are_those_of_the_crate_however_the_values_are_merged() {
             let at = NOW - n as i64 * 17_000;
             take_in(&mut machine, &part.iter().map(|v| line(v, at)).collect::<Vec<_>>(), NOW);
             if restart {
-                machine = Machine::restore(&machine.snapshot(), machine.position, Vec::new(), LIMITS).unwrap();
+                machine = Machine::restore(&machine.state().to_bytes(), machine.position, Vec::new(), LIMITS).unwrap();
             }
         }
         let cell = whole(&machine);
@@ -148,10 +152,10 @@ fn quantiles_are_those_of_the_crate_however_the_values_are_merged() {
         for q in ["0", "0.5", "0.9", "0.99", "0.999", "1"] {
             prop_assert_eq!(ours.quantile_us(Quantile::parse(q).unwrap()), Some(theirs.value_at_quantile(q.parse().unwrap())), "q {}", q);
         }
-        prop_assert_eq!(&machine.totals[0], &cell, "what was ever counted is what the slots hold");
+        prop_assert_eq!(machine.totals[0].cell.as_deref(), Some(&cell), "what was ever counted is what the slots hold");
         // Minutes, then their sum: the same cell.
         let closed = machine.apply(machine.position.next(), &machine.close(Slot::containing(Timestamp(NOW + 120_000))));
-        let merged = closed.closed.iter().flat_map(|m| &m.rows).fold(Cell::default(), |mut sum, row| { sum.merge(&row.cell); sum });
+        let merged = closed.closed.iter().flat_map(|m| m.rows()).fold(Cell::default(), |mut sum, row| { sum.merge(&row.cell); sum });
         prop_assert_eq!(&merged, &cell, "minutes add up to their slots");
     });
 }
@@ -191,14 +195,14 @@ fn left(batches: &[Vec<String>], one_by_one: bool) -> (Vec<Vec<u8>>, Vec<String>
                 lines.extend(closed.transitions.iter().map(|t| serde_json::to_string(t).unwrap()));
             }
         }
-        for row in machine.apply(machine.position.next(), &delta).closed.iter().flat_map(|m| &m.rows) {
+        for row in machine.apply(machine.position.next(), &delta).closed.iter().flat_map(|m| m.rows()) {
             let mut bytes = Vec::new();
-            put_row(&mut bytes, row);
+            put_row(&mut bytes, &row);
             rows.push(bytes);
         }
         end = end.next();
     }
-    (rows, lines, machine.snapshot())
+    (rows, lines, machine.state().to_bytes())
 }
 
 #[test]
@@ -249,14 +253,14 @@ fn every_timing_ends_in_exactly_one_fate() {
         }
         // As two batches of two senders in one commit.
         let (a, b) = lines.split_at(lines.len() / 2);
-        let (a, b) = (admitted(a, NOW), admitted(b, NOW));
+        let (a, b) = (admitted(&machine, a, NOW), admitted(&machine, b, NOW));
         let received = a.timings() + b.timings();
-        let delta = machine.fold(&[&a, &b], &mut Vec::new());
+        let delta = machine.fold(&[&a, &b]);
         machine.apply(Position(3), &delta);
         let fates: BTreeMap<&str, u64> = Fate::ALL.into_iter().map(|f| (f.name(), machine.fates[f as usize])).filter(|f| f.1 > 0).collect();
         prop_assert_eq!(&fates, &wanted);
         prop_assert_eq!(machine.fates.iter().sum::<u64>(), received, "received = sum of fates");
-        let counted: u64 = machine.totals.iter().map(|t| t.total().observed).sum();
+        let counted: u64 = machine.open.cells().map(|(_, _, cell)| cell.total().observed).sum();
         prop_assert_eq!(counted + delta.fates[Fate::Malformed as usize] + delta.fates[Fate::Early as usize] + a.refused[Fate::Late as usize] + b.refused[Fate::Late as usize], received, "what is not refused is counted");
     });
 }

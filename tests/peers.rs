@@ -283,6 +283,10 @@ fn prometheus_reads_what_slowburn_counts_and_no_counter_falls() {
         assert!(scrape.contains(&format!("\n{name}{{")), "{name} is not in {scrape}");
     }
     assert_eq!(promtool(&scrape), "", "{scrape}");
+    let (status, endpoints) = kit::ask(server.address, "GET", "/metrics/endpoints", "", "").unwrap();
+    assert_eq!((status, promtool(&endpoints)), (200, String::new()), "{endpoints}");
+    let shared: Vec<String> = kit::samples(&endpoints).into_keys().filter(|series| series.contains("_total{service=")).collect();
+    assert!(!shared.is_empty() && shared.iter().all(|series| kit::samples(&scrape).contains_key(series)), "few endpoints are on both pages: {shared:?}");
 
     let seen = |query: &str| until(query, 60, || prometheus.query(query).is_some_and(|v| v > 0.0));
     let p95 = r#"histogram_quantile(0.95, sum by (le) (rate(slowburn_request_duration_seconds_bucket{service="shop",route="/orders"}[30s])))"#;

@@ -516,7 +516,6 @@ fn kill_9_loses_nothing_counts_nothing_twice_and_pages_once() {
 
 /// What a power cut can do that a kill cannot: the disk keeps one file and not the other.
 mod power_cut {
-    use std::collections::BTreeSet;
     use std::fs::{self, OpenOptions};
     use std::path::Path;
     use std::sync::Arc;
@@ -525,7 +524,10 @@ mod power_cut {
     use slowburn::endpoint::{EndpointId, EndpointKey};
     use slowburn::histogram::Digits;
     use slowburn::history::catalogue::{Entry, Limits, Marked};
+    use slowburn::history::closed_periods::Wanted;
+    use slowburn::history::counts::Writer;
     use slowburn::history::query;
+    use slowburn::history::sum::Sum;
     use slowburn::machine::Delta;
     use slowburn::run::disk::Retention;
     use slowburn::run::recovery::{self, Opened};
@@ -554,15 +556,20 @@ mod power_cut {
         let key = EndpointKey { service: part("shop"), env: part(""), kind: part("http"), method: part("GET"), route: part("/") };
         let is_new = opened.machine.catalogue.entries().is_empty();
         let endpoints = is_new.then(|| Entry { key: Arc::new(key), marked: Marked::No }).into_iter().collect();
-        Delta { endpoints, cells: vec![(EndpointId(0), Slot(slot), cell)], ..Delta::default() }
+        let mut counts = Writer::default();
+        counts.cell(Slot(slot), EndpointId(0), &cell);
+        Delta { endpoints, counts: counts.finish(), ..Delta::default() }
     }
 
     /// In all that is stored, and in what the machine says of ever.
     fn counted(opened: &Opened) -> (u64, u64) {
         let Opened { machine, keeper, .. } = opened;
         let (all, kept) = (TimeRange { from: Timestamp(0), to: NOW }, keeper.kept(machine, NOW));
-        let sources = query::sources(all, &kept, BTreeSet::from([EndpointId(0)]), &keeper.index, machine.open.cells()).unwrap();
-        (sources.read(&keeper.reader()).unwrap().total().weight, machine.totals[0].total().weight)
+        let (wanted, mut found) = (Wanted::These(vec![EndpointId(0)]), 0);
+        let mut taken = query::take(kept, &keeper.index, wanted.clone());
+        taken.add_open(&machine.open, &wanted, all);
+        taken.read(&keeper.reader(), &[all], Sum::default(), |_, cell| found += cell.total().weight).unwrap();
+        (found, machine.total_of(EndpointId(0)).requests())
     }
 
     fn cut(file: &Path, by: u64) {

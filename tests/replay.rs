@@ -16,7 +16,9 @@ mod virtual_server;
 use std::path::Path;
 
 use slowburn::config::Config;
+use slowburn::endpoint::EndpointId;
 use slowburn::endpoint::PathTemplates;
+use slowburn::ingest::known::KnownEndpoints;
 use slowburn::judge::Command;
 use slowburn::run::replay::{self, Replay};
 use slowburn::time::{Slot, Timestamp};
@@ -42,9 +44,9 @@ email = { to = ["oncall@example.com"], from = "slowburn@example.com", smtp = "sm
 
 fn replayed(config: Option<&Config>, feed: impl FnOnce(&mut Replay<'_, &mut Vec<u8>>)) -> String {
     let defaults = Config::default_config();
-    let (templates, mut out) = (PathTemplates::default(), Vec::new());
+    let (templates, known, mut out) = (PathTemplates::default(), KnownEndpoints::default(), Vec::new());
     let promises = config.map(|c| c.promises.clone());
-    let mut replay = Replay::new(promises, 15_000, defaults.endpoint_limits, &templates, Vec::new(), &mut out, |bad| panic!("{bad:?}"));
+    let mut replay = Replay::new(promises, 15_000, defaults.endpoint_limits, &templates, &known, Vec::new(), &mut out, |bad| panic!("{bad:?}"));
     feed(&mut replay);
     replay.finish(None).unwrap();
     drop(replay);
@@ -240,9 +242,9 @@ fn a_line_that_cannot_be_read_is_named_and_passed_over() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let good = |ms: i64| format!(r#"{{"ts":{},"service":"s","route":"/a","duration_ms":5}}"#, START.0 + ms);
     std::fs::write(file.path(), format!("{}\nnonsense\n\n{}\n{{\"service\":5}}\n", good(0), good(90_000_000))).unwrap();
-    let (templates, mut out, mut bad) = (PathTemplates::default(), Vec::new(), Vec::new());
+    let (templates, known, mut out, mut bad) = (PathTemplates::default(), KnownEndpoints::default(), Vec::new(), Vec::new());
     let limits = Config::default_config().endpoint_limits;
-    let mut replay = Replay::new(None, 15_000, limits, &templates, Vec::new(), &mut out, |line| bad.push(line.number));
+    let mut replay = Replay::new(None, 15_000, limits, &templates, &known, Vec::new(), &mut out, |line| bad.push(line.number));
     replay.file(file.path(), |_| ()).unwrap();
     replay.finish(None).unwrap();
     assert_eq!((replay.timings, replay.bad, replay.endpoints()), (2, 2, 1));
@@ -254,18 +256,19 @@ fn a_line_that_cannot_be_read_is_named_and_passed_over() {
 fn looking_always(config: &Config, timings: &[naive::Timing]) -> Vec<(i64, String, String)> {
     use slowburn::ingest::admission::{Admission, PAST_MS, TimeLimits};
     let mut machine = slowburn::machine::Machine::new(config.promises.clone(), config.endpoint_limits);
-    let templates = PathTemplates::default();
+    let (templates, known) = (PathTemplates::default(), KnownEndpoints::default());
     let mut lines = Vec::new();
     let mut rest = timings;
     let last = Slot::containing(Timestamp(timings.iter().map(|t| t.0).max().unwrap()));
     let mut slot = Slot::containing(Timestamp(timings[0].0));
     while slot <= last {
         let here = rest.partition_point(|t| t.0 < slot.end().0);
-        let mut admission = Admission::new(&templates, TimeLimits { now: slot.end(), past_ms: PAST_MS, future_ms: 0 });
+        let mut admission = Admission::new(&templates, &known, TimeLimits { now: slot.end(), past_ms: PAST_MS, future_ms: 0 });
         slowburn::ingest::json::read_ndjson(naive::ndjson(&rest[..here]).as_bytes(), &mut admission);
         rest = &rest[here..];
-        let delta = machine.fold(&[&admission.batch], &mut Vec::new());
+        let delta = machine.fold(&[&admission.finish()]);
         machine.apply(machine.position.next(), &delta);
+        known.add(machine.catalogue.numbered_from(EndpointId(0)));
         machine.judge.refresh();
         let closed = machine.close(slot);
         machine.apply(machine.position.next(), &closed);

@@ -3,33 +3,92 @@
 //!
 //! Why not the crate's type in memory: at 2 digits and 7 days it is 35 kB a histogram however empty; a slot of a quiet
 //! endpoint has three values. The grid is the crate's, bucket for bucket (a test holds it), so conversion loses nothing.
+//! Few values are a sorted list of 4 bytes each, many a window of counts from the first bucket to the last.
 
 pub mod codec;
+pub mod dense;
 pub mod grid;
+pub mod listed;
 pub mod quantile;
 
 use serde::{Deserialize, Serialize};
 
 pub use grid::Digits;
+use listed::Listed;
 
-/// Counts per bucket of a grid, sorted by bucket, none zero.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+/// Counts per bucket of a grid.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "Sorted", into = "Sorted")]
 pub struct Histogram {
+    digits: Digits,
+    counts: Counts,
+}
+
+#[derive(Clone, Debug)]
+enum Counts {
+    /// Few.
+    Listed(Listed),
+    /// The counts of the buckets from the first on.
+    Window(u16, Vec<u32>),
+    /// The same for counts beyond 32 bits.
+    Wide(u16, Vec<u64>),
+}
+
+/// As it is stored: buckets ascending, none empty.
+#[derive(Serialize, Deserialize)]
+struct Sorted {
     digits: Digits,
     buckets: Vec<(u16, u64)>,
 }
+
+impl From<Sorted> for Histogram {
+    fn from(sorted: Sorted) -> Self {
+        Self::from_buckets(sorted.digits, &sorted.buckets)
+    }
+}
+
+impl From<Histogram> for Sorted {
+    fn from(histogram: Histogram) -> Self {
+        Self { digits: histogram.digits, buckets: histogram.buckets().collect() }
+    }
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self::new(Digits::default())
+    }
+}
+
+impl PartialEq for Histogram {
+    /// Equal counts, however they are kept.
+    fn eq(&self, other: &Self) -> bool {
+        self.digits == other.digits && self.buckets().eq(other.buckets())
+    }
+}
+
+impl Eq for Histogram {}
 
 impl Histogram {
     /// An empty one on the grid of so many significant digits.
     #[must_use]
     pub fn new(digits: Digits) -> Self {
-        Self { digits, buckets: Vec::new() }
+        Self { digits, counts: Counts::Listed(Listed::default()) }
     }
 
-    /// One from sorted, distinct buckets.
-    fn from_buckets(digits: Digits, buckets: Vec<(u16, u64)>) -> Self {
-        debug_assert!(buckets.windows(2).all(|w| w[0].0 < w[1].0) && buckets.iter().all(|b| b.1 > 0));
-        Self { digits, buckets }
+    /// One from sorted, distinct buckets; what is out of order is put in order.
+    #[must_use]
+    pub fn from_buckets(digits: Digits, buckets: &[(u16, u64)]) -> Self {
+        let mut histogram = Self::new(digits);
+        for &(bucket, count) in buckets {
+            histogram.record_bucket(bucket, count);
+        }
+        histogram
+    }
+
+    /// One of a list on the grid of two digits.
+    #[must_use]
+    pub fn from_list(list: Listed) -> Self {
+        Self { digits: Digits::Two, counts: Counts::Listed(list) }
     }
 
     /// Its grid.
@@ -38,22 +97,29 @@ impl Histogram {
         self.digits
     }
 
-    /// The buckets that hold something, by index, ascending.
-    #[must_use]
-    pub fn buckets(&self) -> &[(u16, u64)] {
-        &self.buckets
+    /// The buckets that hold something with their counts, ascending.
+    pub fn buckets(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        let (listed, window, wide, first): (Option<&Listed>, &[u32], &[u64], u16) = match &self.counts {
+            Counts::Listed(list) => (Some(list), &[], &[], 0),
+            Counts::Window(first, counts) => (None, counts, &[], *first),
+            Counts::Wide(first, counts) => (None, &[], counts, *first),
+        };
+        let listed = listed.into_iter().flat_map(Listed::buckets);
+        let window = (first..).zip(window).map(|(bucket, count)| (bucket, u64::from(*count)));
+        let wide = (first..).zip(wide).map(|(bucket, count)| (bucket, *count));
+        listed.chain(window.chain(wide).filter(|(_, count)| *count > 0))
     }
 
     /// How many values it holds.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.buckets.iter().fold(0, |sum, b| u64::saturating_add(sum, b.1))
+        self.buckets().fold(0, |sum, b| u64::saturating_add(sum, b.1))
     }
 
     /// Whether it holds nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.buckets.is_empty()
+        self.buckets().next().is_none()
     }
 
     /// Counts a value (whole microseconds, at most [`grid::VALUE_US_MAX`]) `count` times.
@@ -61,18 +127,38 @@ impl Histogram {
         self.record_bucket(self.digits.bucket_of(value_us), count);
     }
 
-    fn record_bucket(&mut self, bucket: u16, count: u64) {
+    /// Counts a bucket of its grid `count` times; counts stay at the largest number rather than begin again at 0.
+    pub fn record_bucket(&mut self, bucket: u16, count: u64) {
         if count == 0 {
             return;
         }
-        match self.buckets.last_mut() {
-            Some(last) if last.0 == bucket => last.1 = last.1.saturating_add(count),
-            Some(last) if last.0 > bucket => match self.buckets.binary_search_by_key(&bucket, |b| b.0) {
-                Ok(at) => self.buckets[at].1 = self.buckets[at].1.saturating_add(count),
-                Err(at) => self.buckets.insert(at, (bucket, count)),
-            },
-            _ => self.buckets.push((bucket, count)),
+        loop {
+            let fits = match &mut self.counts {
+                Counts::Listed(list) => list.add(bucket, count),
+                Counts::Window(first, counts) => add_in_window(first, counts, bucket, count, |a, b| u32::try_from(u64::from(a).saturating_add(b)).ok()),
+                Counts::Wide(first, counts) => add_in_window(first, counts, bucket, count, |a, b| Some(a.saturating_add(b))),
+            };
+            if fits {
+                return;
+            }
+            self.widen();
         }
+    }
+
+    /// To the next roomier way of keeping counts.
+    fn widen(&mut self) {
+        self.counts = match &self.counts {
+            Counts::Listed(list) => {
+                let first = list.buckets().next().map_or(0, |b| b.0);
+                let mut counts = vec![0; list.buckets().last().map_or(0, |b| usize::from(b.0 - first) + 1)];
+                for (bucket, count) in list.buckets() {
+                    counts[usize::from(bucket - first)] = u32::try_from(count).unwrap_or(u32::MAX);
+                }
+                Counts::Window(first, counts)
+            }
+            Counts::Window(first, counts) => Counts::Wide(*first, counts.iter().map(|c| u64::from(*c)).collect()),
+            Counts::Wide(first, counts) => Counts::Wide(*first, counts.clone()),
+        };
     }
 
     /// Adds another; on different grids the result is on the coarser one, whose buckets are unions of the finer's.
@@ -89,50 +175,79 @@ impl Histogram {
             self.merge(&other.coarsened());
             return;
         }
-        // A few values into a full histogram: put each in its place, copy nothing.
-        if other.buckets.len() * 8 < self.buckets.len() {
-            for &(bucket, count) in &other.buckets {
-                self.record_bucket(bucket, count);
-            }
+        if let (Counts::Listed(ours), Counts::Listed(theirs)) = (&mut self.counts, &other.counts)
+            && ours.merge(theirs)
+        {
             return;
         }
-        let mut merged = Vec::with_capacity(self.buckets.len() + other.buckets.len());
-        let (mut a, mut b) = (self.buckets.iter().peekable(), other.buckets.iter().peekable());
-        while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
-            match x.0.cmp(&y.0) {
-                std::cmp::Ordering::Less => merged.extend(a.next()),
-                std::cmp::Ordering::Greater => merged.extend(b.next()),
-                std::cmp::Ordering::Equal => {
-                    merged.push((x.0, x.1.saturating_add(y.1)));
-                    a.next();
-                    b.next();
-                }
-            }
+        for (bucket, count) in other.buckets() {
+            self.record_bucket(bucket, count);
         }
-        merged.extend(a);
-        merged.extend(b);
-        self.buckets = merged;
     }
 
+    /// On the grid of two digits.
     fn coarsened(&self) -> Self {
         let mut coarse = Self::new(Digits::Two);
-        for &(bucket, count) in &self.buckets {
+        for (bucket, count) in self.buckets() {
             coarse.record(self.digits.lowest_us(bucket), count);
         }
         coarse
     }
 }
 
+/// Adds to a window, making it longer where needed; `false` when the sum does not fit.
+fn add_in_window<C: Copy + Default>(first: &mut u16, counts: &mut Vec<C>, bucket: u16, count: u64, sum: impl Fn(C, u64) -> Option<C>) -> bool {
+    if counts.is_empty() {
+        *first = bucket;
+    }
+    if bucket < *first {
+        // A little more room than asked for, so that a slow drift downwards does not move the window each time.
+        let start = bucket.saturating_sub(16);
+        counts.splice(0..0, std::iter::repeat_n(C::default(), usize::from(*first - start)));
+        *first = start;
+    }
+    let at = usize::from(bucket - *first);
+    if at >= counts.len() {
+        counts.resize(at + 1, C::default());
+    }
+    let Some(total) = sum(counts[at], count) else { return false };
+    counts[at] = total;
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn values() -> impl Strategy<Value = Vec<(u64, u64)>> {
+        let count = prop_oneof![6 => 1u64..4, 1 => 60_000u64..70_000, 1 => 4_000_000_000u64..5_000_000_000, 1 => u64::MAX - 3..=u64::MAX];
+        prop::collection::vec((prop_oneof![0u64..3_000, 0u64..3_000_000, 0u64..grid::VALUE_US_MAX], count), 0..400)
+    }
+
+    fn of(values: &[(u64, u64)]) -> Histogram {
+        let mut h = Histogram::default();
+        for (v, n) in values {
+            h.record(*v, *n);
+        }
+        h
+    }
 
     proptest! {
         #[test]
-        fn merging_is_counting_both_in_any_order(a in prop::collection::vec(0u64..700_000_000_000, 0..60), b in prop::collection::vec(0u64..5_000_000, 0..60)) {
-            let of = |values: &[u64]| { let mut h = Histogram::default(); for v in values { h.record((*v).min(grid::VALUE_US_MAX), 1); } h };
-            let both: Vec<u64> = a.iter().chain(&b).copied().collect();
+        fn it_counts_as_a_map_does_however_it_keeps_them(values in values()) {
+            let mut map = BTreeMap::<u16, u64>::new();
+            for (v, n) in &values {
+                let count = map.entry(Digits::Two.bucket_of(*v)).or_default();
+                *count = count.saturating_add(*n);
+            }
+            prop_assert_eq!(of(&values).buckets().collect::<Vec<_>>(), map.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn merging_is_counting_both_in_any_order(a in values(), b in values()) {
+            let both: Vec<_> = a.iter().chain(&b).copied().collect();
             let (mut ab, mut ba) = (of(&a), of(&b));
             ab.merge(&of(&b));
             ba.merge(&of(&a));

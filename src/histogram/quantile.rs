@@ -37,8 +37,8 @@ impl Histogram {
     pub fn quantile_us(&self, q: Quantile) -> Option<u64> {
         let rank = q.rank(self.count());
         let mut seen = 0;
-        for &(bucket, count) in self.buckets() {
-            seen += count;
+        for (bucket, count) in self.buckets() {
+            seen = u64::saturating_add(seen, count);
             if seen >= rank {
                 // The crate gives the lower edge for the 0-quantile, the upper one for all others.
                 let lowest = q.ppt == 0;
@@ -52,7 +52,7 @@ impl Histogram {
     #[must_use]
     pub fn count_within(&self, threshold_us: u64) -> (u64, u64) {
         let (mut low, mut high) = (0, 0);
-        for &(bucket, count) in self.buckets() {
+        for (bucket, count) in self.buckets() {
             if self.digits().highest_us(bucket) <= threshold_us {
                 low += count;
             }

@@ -90,6 +90,11 @@ impl Catalogue {
         EndpointId(u32::try_from(self.entries.len()).expect("the limit of endpoints is far below u32"))
     }
 
+    /// The endpoints from a number on.
+    pub fn numbered_from(&self, first: EndpointId) -> impl Iterator<Item = (EndpointId, KeyRef<'_>)> {
+        self.entries.iter().zip(0..).skip(first.0 as usize).map(|(e, id)| (EndpointId(id), (*e.key).as_ref()))
+    }
+
     /// Where the counts of an endpoint go, `pending` being how many were added to its service and in all but are not in the catalogue yet.
     #[must_use]
     pub fn place(&self, key: &EndpointKey, configured_critical: bool, limits: &Limits, pending_service: usize, pending_total: usize) -> Place {

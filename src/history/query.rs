@@ -4,13 +4,15 @@
 //! A range is covered by the coarsest periods that lie wholly inside it and are closed; what is left over by finer ones. Where finer ones are not kept any
 //! more the range is widened to coarser ones.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use super::closed_periods::{self, Block, Reader};
+use super::closed_periods::{self, Block, Reader, Reading, Wanted};
 use super::index::{self, Index};
+use super::open_slots::OpenSlots;
+use super::sum::Sum;
 use crate::counting::Cell;
-use crate::endpoint::EndpointId;
-use crate::time::{Slot, Tier, TimeRange, Timestamp};
+use crate::log::Position;
+use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
 
 /// Since when each tier is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +21,25 @@ pub struct Kept {
     pub minutes_from: Timestamp,
     /// Hours.
     pub hours_from: Timestamp,
-    /// Up to where minutes are closed.
+    /// Up to where minutes are closed and in files.
     pub closed_to: Timestamp,
+    /// Up to where hours are rolled up.
+    pub hours_to: Timestamp,
+    /// Up to where days are rolled up.
+    pub days_to: Timestamp,
+    /// Blocks of later frames are not looked at: what they hold is still in memory.
+    pub named_to: Position,
+}
+
+/// Why a question cannot be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The index.
+    #[error(transparent)]
+    Index(#[from] index::Error),
+    /// The files.
+    #[error(transparent)]
+    History(#[from] closed_periods::Error),
 }
 
 /// A stretch that one tier answers.
@@ -44,15 +63,15 @@ pub fn plan(range: TimeRange, kept: &Kept) -> (Vec<Piece>, TimeRange) {
     } else if range.from < kept.closed_to {
         Tier::Minute.period_of(range.from)
     } else {
-        floor(range.from, crate::time::SLOT_MS)
+        floor(range.from, SLOT_MS)
     };
     let mut at = from;
     let end = range.to.min(kept.closed_to);
     while at < end {
-        let whole = |tier: Tier| tier.period_of(at) == at && at.0 + tier.width_ms() <= end.0;
-        let tier = if whole(Tier::Day) || at < kept.hours_from {
+        let whole = |tier: Tier, to: Timestamp| tier.period_of(at) == at && at.0 + tier.width_ms() <= end.min(to).0;
+        let tier = if whole(Tier::Day, kept.days_to) || at < kept.hours_from {
             Tier::Day
-        } else if whole(Tier::Hour) || at < kept.minutes_from {
+        } else if whole(Tier::Hour, kept.hours_to) || at < kept.minutes_from {
             Tier::Hour
         } else {
             Tier::Minute
@@ -64,58 +83,95 @@ pub fn plan(range: TimeRange, kept: &Kept) -> (Vec<Piece>, TimeRange) {
         }
         at = next;
     }
-    let open_end = Timestamp(floor(range.to.plus_ms(crate::time::SLOT_MS - 1), crate::time::SLOT_MS).0);
+    let open_end = Timestamp(floor(range.to.plus_ms(SLOT_MS - 1), SLOT_MS).0);
     (pieces, TimeRange { from, to: if range.to > kept.closed_to { open_end.max(at) } else { at } })
 }
 
-/// What a range is read from, taken at one moment so that nothing is missed or counted twice; files are read later.
+/// What answers questions about some endpoints, taken at one moment so that nothing is missed or counted twice. Taking it is short: index and files are read later,
+/// elsewhere, and what was written to them since then is passed over.
 #[derive(Debug)]
-pub struct Sources {
-    endpoints: BTreeSet<EndpointId>,
-    blocks: Vec<Block>,
-    open: Vec<(Slot, Cell)>,
-    /// The range as widened.
-    pub range: TimeRange,
+pub struct Taken {
+    kept: Kept,
+    index: Index,
+    wanted: Wanted,
+    open: BTreeMap<Slot, Cell>,
 }
 
-/// Finds what answers a range for some endpoints.
-///
-/// # Errors
-/// When the index cannot be read.
-pub fn sources<'a>(
-    range: TimeRange,
-    kept: &Kept,
-    endpoints: BTreeSet<EndpointId>,
-    index: &Index,
-    open: impl Iterator<Item = (Slot, EndpointId, &'a Cell)>,
-) -> Result<Sources, index::Error> {
-    let (pieces, range) = plan(range, kept);
-    let mut blocks = Vec::new();
-    for piece in pieces {
-        blocks.extend(index.blocks(piece.tier, piece.range.from, piece.range.to)?);
+/// Takes what answers questions about some endpoints; open slots are added with [`Taken::add_open`].
+#[must_use]
+pub fn take(kept: Kept, index: &Index, wanted: Wanted) -> Taken {
+    Taken { kept, index: index.clone(), wanted, open: BTreeMap::new() }
+}
+
+impl Taken {
+    /// Adds the open slots of some of its endpoints, as far as a question about the range may need them.
+    pub fn add_open(&mut self, open: &OpenSlots, wanted: &Wanted, range: TimeRange) {
+        let widened = TimeRange { from: Tier::Day.period_of(range.from), to: Timestamp(range.to.0.saturating_add(Tier::Day.width_ms())) };
+        open.visit(wanted, widened, |slot, _, cell| match self.open.entry(slot) {
+            std::collections::btree_map::Entry::Vacant(e) => drop(e.insert(cell.clone())),
+            std::collections::btree_map::Entry::Occupied(e) => e.into_mut().merge(cell),
+        });
     }
-    let inside = |slot: Slot| slot.start() >= range.from && slot.start() < range.to;
-    let open = open.filter(|(slot, id, _)| inside(*slot) && endpoints.contains(id)).map(|(slot, _, cell)| (slot, cell.clone())).collect();
-    Ok(Sources { endpoints, blocks, open, range })
-}
 
-impl Sources {
-    /// The sum of everything.
+    /// Its endpoints.
+    #[must_use]
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Tells the sum of everything in each stretch, with the stretch as widened.
     ///
     /// # Errors
-    /// When a block does not check.
-    pub fn read(&self, reader: &Reader) -> Result<Cell, closed_periods::Error> {
-        let mut sum = Cell::default();
-        let mut add = |cell: &Cell| if sum.is_empty() { sum = cell.clone() } else { sum.merge(cell) };
-        for block in &self.blocks {
-            for row in reader.rows_where(block, |id| self.endpoints.contains(&id))? {
-                add(&row.cell);
+    /// [`Error`] when a block does not check.
+    pub fn read(&self, reader: &Reader, stretches: &[TimeRange], mut sum: Sum, mut tell: impl FnMut(TimeRange, &Cell)) -> Result<(), Error> {
+        let plans: Vec<(Vec<Piece>, TimeRange)> = stretches.iter().map(|s| plan(*s, &self.kept)).collect();
+        let blocks = self.blocks(plans.iter().flat_map(|p| &p.0))?;
+        let mut reading = reader.begin();
+        let mut last: Option<(TimeRange, Cell)> = None;
+        for (pieces, range) in plans {
+            // Short steps long ago are all widened to the same period.
+            if last.as_ref().is_none_or(|(known, _)| *known != range) {
+                last = Some((range, self.sum_of(&pieces, range, &blocks, &mut reading, &mut sum)?));
+            }
+            if let Some((range, cell)) = &last {
+                tell(*range, cell);
             }
         }
-        for (_, cell) in &self.open {
-            add(cell);
+        Ok(())
+    }
+
+    fn sum_of(&self, pieces: &[Piece], range: TimeRange, blocks: &[Vec<Block>; 3], reading: &mut Reading, sum: &mut Sum) -> Result<Cell, Error> {
+        for piece in pieces {
+            let blocks = &blocks[piece.tier as usize];
+            let first = blocks.partition_point(|b| b.period < piece.range.from);
+            for block in blocks[first..].iter().take_while(|b| b.period < piece.range.to) {
+                reading.each(block, &self.wanted, |_, row| sum.add_bytes(row))?;
+            }
         }
-        Ok(sum)
+        for (_, cell) in self.open.iter().filter(|(slot, _)| slot.start() >= range.from && slot.start() < range.to) {
+            sum.add(cell);
+        }
+        Ok(sum.take())
+    }
+
+    /// The blocks of all pieces by tier, each once, by period: one reading of the index for each stretch of pieces that join.
+    fn blocks<'a>(&self, pieces: impl Iterator<Item = &'a Piece>) -> Result<[Vec<Block>; 3], Error> {
+        let mut ranges: [Vec<TimeRange>; 3] = Default::default();
+        for piece in pieces {
+            let known = &mut ranges[piece.tier as usize];
+            match known.last_mut() {
+                Some(last) if piece.range.from <= last.to => last.to = last.to.max(piece.range.to),
+                _ => known.push(piece.range),
+            }
+        }
+        let mut blocks: [Vec<Block>; 3] = Default::default();
+        for tier in Tier::ALL {
+            for range in &ranges[tier as usize] {
+                let found = self.index.blocks(tier, range.from, range.to)?;
+                blocks[tier as usize].extend(found.into_iter().filter(|b| b.name <= self.kept.named_to));
+            }
+        }
+        Ok(blocks)
     }
 }
 
@@ -128,7 +184,14 @@ mod tests {
 
     #[test]
     fn a_range_is_covered_by_the_coarsest_closed_periods_inside_it() {
-        let kept = Kept { minutes_from: Timestamp(0), hours_from: Timestamp(0), closed_to: Timestamp(50 * HOUR) };
+        let kept = Kept {
+            minutes_from: Timestamp(0),
+            hours_from: Timestamp(0),
+            closed_to: Timestamp(50 * HOUR),
+            hours_to: Timestamp(50 * HOUR),
+            days_to: Timestamp(50 * HOUR),
+            named_to: Position(0),
+        };
         let (pieces, range) = plan(TimeRange { from: Timestamp(23 * HOUR - 30_000), to: Timestamp(50 * HOUR + 5_000) }, &kept);
         let shown: Vec<_> = pieces.iter().map(|p| (p.tier, p.range.from.0, p.range.to.0)).collect();
         assert_eq!(
@@ -141,13 +204,18 @@ mod tests {
             ]
         );
         assert_eq!(range, TimeRange { from: Timestamp(23 * HOUR - 60_000), to: Timestamp(50 * HOUR + 10_000) });
+        // What is not rolled up yet is answered by the finer tier.
+        let behind = Kept { hours_to: Timestamp(49 * HOUR), days_to: Timestamp(24 * HOUR), ..kept };
+        let (pieces, _) = plan(TimeRange { from: Timestamp(24 * HOUR), to: Timestamp(50 * HOUR) }, &behind);
+        let shown: Vec<_> = pieces.iter().map(|p| (p.tier, p.range.from.0, p.range.to.0)).collect();
+        assert_eq!(shown, [(Tier::Hour, 24 * HOUR, 49 * HOUR), (Tier::Minute, 49 * HOUR, 50 * HOUR)]);
     }
 
     proptest! {
         #[test]
-        fn pieces_join_without_a_hole_or_an_overlap(from in 0i64..400, len in 1i64..9_000, minutes in 0i64..200, hours in 0i64..100, closed in 0i64..9_000) {
+        fn pieces_join_without_a_hole_or_an_overlap(from in 0i64..400, len in 1i64..9_000, minutes in 0i64..200, hours in 0i64..100, closed in 0i64..9_000, behind in 0i64..3) {
             let minute = 60_000;
-            let kept = Kept { minutes_from: Timestamp(minutes.max(hours) * HOUR), hours_from: Timestamp(hours * HOUR), closed_to: Timestamp(closed * minute) };
+            let kept = Kept { minutes_from: Timestamp(minutes.max(hours) * HOUR), hours_from: Timestamp(hours * HOUR), closed_to: Timestamp(closed * minute), hours_to: Timestamp(closed * minute - behind * HOUR), days_to: Timestamp(closed * minute - behind * 9 * HOUR), named_to: Position(0) };
             let asked = TimeRange { from: Timestamp(from * minute), to: Timestamp((from + len) * minute) };
             let (pieces, range) = plan(asked, &kept);
             prop_assert!(range.from <= asked.from && range.to >= asked.to);

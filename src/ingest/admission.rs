@@ -1,13 +1,19 @@
 //! What one line says, checked: the endpoint, the time, the durations, the outcome. A line is taken whole or refused with its reason.
+//!
+//! An ordinary timing of an endpoint that has a number ends here as 64 bits, without a lock or an allocation of its own; what is not ordinary goes the general way.
 
 use std::borrow::Cow;
+use std::sync::RwLockReadGuard;
 
 use hashbrown::HashMap;
 
-use super::json::{Line, Ts};
-use super::{Batch, Detail, Fate, InFlight, Item};
+use super::json::{Line, Text, Ts};
+use super::known::{KnownEndpoints, Numbers, join};
+use super::ordinary::Ordinary;
+use super::packed::Packed;
+use super::{Batch, Detail, Fate, InFlight, Item, Whose};
 use crate::counting::{Outcome, Span, Tally};
-use crate::endpoint::{EndpointKey, KeyRef, PathTemplates, check_part};
+use crate::endpoint::{EndpointId, EndpointKey, KeyRef, PathTemplates, check_part};
 use crate::histogram::{codec, grid::VALUE_US_MAX};
 use crate::time::{Slot, Timestamp};
 
@@ -52,11 +58,18 @@ fn malformed(reason: impl Into<String>) -> Refused {
     Refused { fate: Fate::Malformed, reason: reason.into() }
 }
 
+/// Look-ups after which the known endpoints are let go of for a moment, so that new ones can be added.
+const LOOK_UPS_HELD: u32 = 1_024;
+
 /// Takes lines into a batch.
 #[derive(Debug)]
 pub struct Admission<'a> {
     templates: &'a PathTemplates,
     limits: TimeLimits,
+    known: &'a KnownEndpoints,
+    held: Option<RwLockReadGuard<'a, Numbers>>,
+    look_ups: u32,
+    joined: Vec<u8>,
     places: HashMap<EndpointKey, u32, foldhash::quality::RandomState>,
     /// What was taken so far.
     pub batch: Batch,
@@ -65,22 +78,69 @@ pub struct Admission<'a> {
 impl<'a> Admission<'a> {
     /// One with an empty batch.
     #[must_use]
-    pub fn new(templates: &'a PathTemplates, limits: TimeLimits) -> Self {
-        Self { templates, limits, places: HashMap::default(), batch: Batch::default() }
+    pub fn new(templates: &'a PathTemplates, known: &'a KnownEndpoints, limits: TimeLimits) -> Self {
+        let batch = Batch { read_in: Slot::containing(limits.now), ..Batch::default() };
+        Self { templates, limits, known, held: None, look_ups: 0, joined: Vec::new(), places: HashMap::default(), batch }
     }
 
     /// The server's clock moved on.
     pub fn set_now(&mut self, now: Timestamp) {
         self.limits.now = now;
+        self.batch.read_in = Slot::containing(now);
     }
 
-    /// Hands on what was taken since the last time, without forgetting the endpoints: their places stay.
-    pub fn clear_items(&mut self) {
-        self.batch.items.clear();
-        self.batch.details.clear();
-        self.batch.in_flight.clear();
-        self.batch.errors.clear();
-        self.batch.refused = Default::default();
+    /// What was taken so far, whole; it goes on with an empty batch.
+    #[must_use]
+    pub fn finish(&mut self) -> Batch {
+        self.held = None;
+        self.places.clear();
+        std::mem::replace(&mut self.batch, Batch { read_in: Slot::containing(self.limits.now), ..Batch::default() })
+    }
+
+    /// Takes a line of the usual shape, or refuses it.
+    pub fn ordinary(&mut self, at: usize, line: &Ordinary<'_>) {
+        match self.packed(line) {
+            Some(packed) => {
+                self.batch.packed.push(packed);
+                self.batch.accepted += 1;
+            }
+            None => self.line(at, Ok(Line::from(*line))),
+        }
+    }
+
+    /// The timing in 64 bits, if all is well with it and nothing is special; else the general way takes or refuses it.
+    fn packed(&mut self, line: &Ordinary<'_>) -> Option<Packed> {
+        let special = [line.path, line.trace_id, line.actor, line.key, line.stage].iter().any(Option::is_some);
+        if special || line.weight.is_some_and(|w| w != 1) {
+            return None;
+        }
+        let us = match (line.duration_ms, line.duration_s, line.duration_us) {
+            (Some(ms), None, None) => ms * 1e3,
+            (None, Some(s), None) => s * 1e6,
+            (None, None, Some(us)) => us,
+            _ => return None,
+        };
+        let us = whole_us(us).ok()?;
+        let outcome = outcome(line.status, line.outcome).ok()?;
+        let ts = line.ts_ms.map_or(self.limits.now, Timestamp);
+        let TimeLimits { now, past_ms, future_ms } = self.limits;
+        if ts.0 < now.0.saturating_sub(past_ms) || ts.0 > now.0.saturating_add(future_ms) {
+            return None;
+        }
+        let (service, route) = (line.service?, line.route?);
+        let key = KeyRef { service, env: line.env.unwrap_or(""), kind: line.kind.unwrap_or("http"), method: line.method.unwrap_or(""), route };
+        Packed::new(Slot::containing(ts), self.number_of(&key)?, us, outcome)
+    }
+
+    /// The number of an endpoint that has one.
+    fn number_of(&mut self, key: &KeyRef<'_>) -> Option<EndpointId> {
+        self.look_ups += 1;
+        if self.look_ups.is_multiple_of(LOOK_UPS_HELD) {
+            self.held = None;
+        }
+        let known = self.known;
+        join(key, &mut self.joined);
+        self.held.get_or_insert_with(|| known.read()).get(&self.joined)
     }
 
     /// Takes a line or refuses it, and counts which. `at` is its place in the body, from 0.
@@ -113,13 +173,12 @@ impl<'a> Admission<'a> {
         };
         let kind = line.kind.as_ref().map_or("http", |k| &*k.0);
         let key = KeyRef { service: text(line.service.as_ref()), env: text(line.env.as_ref()), kind, method: text(line.method.as_ref()), route: &route };
-        for (name, part, required) in
-            [("service", key.service, true), ("route", key.route, true), ("env", key.env, false), ("kind", key.kind, true), ("method", key.method, false)]
-        {
-            check_part(name, part, required).map_err(|e| malformed(e.to_string()))?;
+        let number = self.number_of(&key);
+        if number.is_none() {
+            check_key(&key)?;
         }
         let ts = self.time(line.ts.as_ref())?;
-        let outcome = outcome(line)?;
+        let outcome = outcome(line.status, line.outcome.as_ref().map(|o| &*o.0))?;
         let weight = line.weight.unwrap_or(1);
         if !(1..=WEIGHT_MAX).contains(&weight) {
             return Err(malformed(format!("`weight` is {weight}, expected a whole number from 1 to {WEIGHT_MAX}")));
@@ -127,13 +186,13 @@ impl<'a> Admission<'a> {
         let spans = durations(line)?;
         let detail = detail(line)?;
         let longest_us = spans.iter().map(|s| s.0.highest_us).max().unwrap_or(0);
-        let place = self.place(key, line.critical.unwrap_or(false));
+        let whose = number.map_or_else(|| Whose::Key(self.place(key, line.critical.unwrap_or(false))), Whose::Known);
         let slot = Slot::containing(ts);
         for (span, count) in spans {
-            self.batch.items.push(Item { key: place, slot, outcome, span, tally: Tally { weight: weight.saturating_mul(count), observed: count } });
+            self.batch.items.push(Item { whose, slot, outcome, span, tally: Tally { weight: weight.saturating_mul(count), observed: count } });
         }
         if let Some((trace_id, actor, key, starts)) = detail {
-            self.batch.details.push(Detail { endpoint: place, ts, outcome, duration_us: longest_us, trace_id, actor, key, starts });
+            self.batch.details.push(Detail { endpoint: whose, ts, outcome, duration_us: longest_us, trace_id, actor, key, starts });
         }
         self.batch.accepted += 1;
         Ok(())
@@ -197,18 +256,56 @@ impl<'a> Admission<'a> {
     }
 }
 
+impl<'a> From<Ordinary<'a>> for Line<'a> {
+    fn from(o: Ordinary<'a>) -> Self {
+        let text = |part: Option<&'a str>| part.map(|t| Text(Cow::Borrowed(t)));
+        Self {
+            service: text(o.service),
+            env: text(o.env),
+            kind: text(o.kind),
+            method: text(o.method),
+            route: text(o.route),
+            path: text(o.path),
+            ts: o.ts_ms.map(Ts::Ms),
+            status: o.status,
+            outcome: text(o.outcome),
+            duration_ms: o.duration_ms,
+            duration_s: o.duration_s,
+            duration_us: o.duration_us,
+            values_us: None,
+            hdr: None,
+            weight: o.weight,
+            critical: o.critical,
+            trace_id: text(o.trace_id),
+            actor: text(o.actor),
+            key: text(o.key),
+            stage: text(o.stage),
+            in_flight: None,
+        }
+    }
+}
+
 fn text<'l>(part: Option<&'l super::json::Text<'_>>) -> &'l str {
     part.map_or("", |t| &*t.0)
 }
 
-fn outcome(line: &Line<'_>) -> Result<Outcome, Refused> {
-    let by_status = match line.status {
+fn check_key(key: &KeyRef<'_>) -> Result<(), Refused> {
+    for (name, part, required) in
+        [("service", key.service, true), ("route", key.route, true), ("env", key.env, false), ("kind", key.kind, true), ("method", key.method, false)]
+    {
+        check_part(name, part, required).map_err(|e| malformed(e.to_string()))?;
+    }
+    Ok(())
+}
+
+fn outcome(status: Option<u64>, name: Option<&str>) -> Result<Outcome, Refused> {
+    let by_status = match status {
         None | Some(100..=399) => Outcome::Ok,
         Some(400..=499) => Outcome::ClientError,
         Some(500..=599) => Outcome::Error,
         Some(other) => return Err(malformed(format!("`status` is {other}, expected 100 to 599"))),
     };
-    match line.outcome.as_ref().map(|o| &*o.0) {
+    match name {
         None => Ok(by_status),
         Some(name) => Outcome::ALL
             .into_iter()
@@ -286,9 +383,10 @@ mod tests {
     fn admitted(body: &str) -> Batch {
         let templates = PathTemplates::default();
         let limits = TimeLimits { now: Timestamp(1_766_534_400_000), past_ms: PAST_MS, future_ms: FUTURE_MS };
-        let mut admission = Admission::new(&templates, limits);
+        let known = KnownEndpoints::default();
+        let mut admission = Admission::new(&templates, &known, limits);
         super::super::json::read_ndjson(body.as_bytes(), &mut admission);
-        admission.batch
+        admission.finish()
     }
 
     fn reason(line: &str) -> String {

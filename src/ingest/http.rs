@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
 use super::batch_keys::{Identity, KEY_BYTES_MAX, Sender, body_hash, key_of};
 use super::commit::{Answer, Door, Submission};
+use super::known::KnownEndpoints;
 use super::{Batch, Fate, Fates, json};
 use crate::endpoint::PathTemplates;
 use crate::time::Timestamp;
@@ -63,6 +64,8 @@ pub struct Ingest {
     pub door: Door,
     /// For raw paths.
     pub templates: Arc<PathTemplates>,
+    /// The endpoints that have a number.
+    pub known: Arc<KnownEndpoints>,
     /// The server's clock.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// A body after unpacking, in bytes.
@@ -158,7 +161,7 @@ impl Ingest {
 
     fn read(&self, format: Format, bytes: &[u8]) -> Result<Batch, Refusal> {
         let limits = TimeLimits { now: (self.now)(), past_ms: PAST_MS, future_ms: FUTURE_MS };
-        let mut admission = Admission::new(&self.templates, limits);
+        let mut admission = Admission::new(&self.templates, &self.known, limits);
         match format {
             Format::Json => json::read_array(bytes, &mut admission).map_err(|e| {
                 self.refusals.add(Fate::Malformed, 1);
@@ -166,7 +169,7 @@ impl Ingest {
             })?,
             Format::Ndjson => json::read_ndjson(bytes, &mut admission),
         }
-        Ok(admission.batch)
+        Ok(admission.finish())
     }
 
     async fn commit(&self, batch: Batch, identity: Identity, body: u64) -> Result<Response, Refusal> {

@@ -1,5 +1,4 @@
-//! Timings as JSON (an array, or one object) and NDJSON. Text is borrowed from the body; an array is read in one pass, and a second time line by
-//! line only when something in it cannot be taken.
+//! Timings as JSON (an array, or one object) and NDJSON. Text is borrowed from the body, which is read in one pass: most lines at sight ([`ordinary`]), others by `serde_json`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,6 +7,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde_json::value::RawValue;
 
 use super::admission::Admission;
+use super::ordinary;
 
 /// A text that borrows where it has no escapes.
 #[derive(Debug, PartialEq, Eq)]
@@ -143,19 +143,35 @@ pub fn read_line(line: &str) -> Result<Line<'_>, String> {
 
 /// Reads NDJSON; a line that cannot be read is refused alone. Empty lines are passed over.
 pub fn read_ndjson(body: &[u8], admission: &mut Admission<'_>) {
-    for (at, line) in body.split(|b| *b == b'\n').enumerate() {
-        match std::str::from_utf8(line) {
-            Ok(text) if text.trim().is_empty() => {}
-            Ok(text) => admission.line(at, read_line(text)),
+    let mut start = 0;
+    for (at, end) in memchr::memchr_iter(b'\n', body).chain([body.len()]).enumerate() {
+        match std::str::from_utf8(&body[start..end]) {
+            Ok(text) => read_one(at, text, admission),
             Err(e) => admission.line(at, Err(format!("not UTF-8 at byte {}", e.valid_up_to()))),
         }
+        start = end + 1;
+    }
+}
+
+/// One line of NDJSON.
+fn read_one(at: usize, text: &str, admission: &mut Admission<'_>) {
+    let mut read_to = 0;
+    ordinary::skip_space(text.as_bytes(), &mut read_to);
+    if read_to == text.len() {
+        return;
+    }
+    let line = ordinary::read(text, &mut read_to);
+    ordinary::skip_space(text.as_bytes(), &mut read_to);
+    match line {
+        Some(line) if read_to == text.len() => admission.ordinary(at, &line),
+        _ => admission.line(at, read_line(text)),
     }
 }
 
 /// Reads an array, or one object.
 ///
 /// # Errors
-/// When it is broken anywhere; nothing was taken then.
+/// When it is broken anywhere; nothing of it may be applied then, though the batch has some of it.
 pub fn read_array(body: &[u8], admission: &mut Admission<'_>) -> Result<(), String> {
     let text = std::str::from_utf8(body).map_err(|e| format!("not UTF-8 at byte {}", e.valid_up_to()))?;
     if !text.trim_start().starts_with('[') {
@@ -163,48 +179,61 @@ pub fn read_array(body: &[u8], admission: &mut Admission<'_>) -> Result<(), Stri
         admission.line(0, read_line(one.get()));
         return Ok(());
     }
-    if let Ok(lines) = serde_json::from_str::<Vec<Object<'_>>>(text) {
-        for (at, line) in lines.into_iter().enumerate() {
-            admission.line(at, Ok(line.0));
-        }
-        return Ok(());
+    match read_elements(text, admission) {
+        Some(()) => Ok(()),
+        // Broken: the general parser says where.
+        None => Err(serde_json::from_str::<Vec<&RawValue>>(text).err().map_or_else(|| "not an array".to_owned(), |e| e.to_string())),
     }
-    let lines: Vec<&RawValue> = serde_json::from_str(text).map_err(|e| e.to_string())?;
-    for (at, line) in lines.into_iter().enumerate() {
-        admission.line(at, read_line(line.get()));
-    }
-    Ok(())
 }
 
-/// A line that is an object, never an array of its fields.
-struct Object<'a>(Line<'a>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ObjectVisitor;
-        impl<'de> Visitor<'de> for ObjectVisitor {
-            type Value = Object<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                Line::deserialize(de::value::MapAccessDeserializer::new(map)).map(Object)
-            }
-        }
-        deserializer.deserialize_map(ObjectVisitor)
+/// The elements of an array, each at sight or by the general parser; `None` when the array is broken.
+fn read_elements(text: &str, admission: &mut Admission<'_>) -> Option<()> {
+    let (bytes, mut at) = (text.as_bytes(), 0);
+    let next = |at: &mut usize| {
+        ordinary::skip_space(bytes, at);
+        bytes.get(*at).copied()
+    };
+    next(&mut at).filter(|b| *b == b'[')?;
+    at += 1;
+    if next(&mut at)? == b']' {
+        at += 1;
+        return next(&mut at).is_none().then_some(());
     }
+    for index in 0.. {
+        next(&mut at)?;
+        let start = at;
+        if let Some(line) = ordinary::read(text, &mut at) {
+            admission.ordinary(index, &line);
+        } else {
+            let mut values = serde_json::Deserializer::from_str(text.get(start..)?).into_iter::<&RawValue>();
+            let value = values.next()?.ok()?;
+            at = start + values.byte_offset();
+            admission.line(index, read_line(value.get()));
+        }
+        match next(&mut at)? {
+            b',' => at += 1,
+            b']' => {
+                at += 1;
+                return next(&mut at).is_none().then_some(());
+            }
+            _ => return None,
+        }
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::admission::{FUTURE_MS, PAST_MS, TimeLimits};
+    use super::super::known::KnownEndpoints;
     use super::*;
     use crate::endpoint::PathTemplates;
     use crate::time::Timestamp;
 
     fn array(body: &[u8]) -> Result<(u64, u64, Vec<usize>), String> {
         let templates = PathTemplates::default();
-        let mut admission = Admission::new(&templates, TimeLimits { now: Timestamp(1_766_534_400_000), past_ms: PAST_MS, future_ms: FUTURE_MS });
+        let known = KnownEndpoints::default();
+        let mut admission = Admission::new(&templates, &known, TimeLimits { now: Timestamp(1_766_534_400_000), past_ms: PAST_MS, future_ms: FUTURE_MS });
         read_array(body, &mut admission)?;
         Ok((admission.batch.accepted, admission.batch.rejected, admission.batch.errors.iter().map(|e| e.0).collect()))
     }

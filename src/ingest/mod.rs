@@ -1,4 +1,5 @@
-//! Taking timings in: [`json`] reads the bytes, [`admission`] says what each line is and which are refused, [`batch_keys`] knows what was already taken.
+//! Taking timings in: [`json`] reads the bytes ([`ordinary`] the shape that most lines have), [`admission`] says what each line is and which are refused, [`known`] which endpoints
+//! have a number, [`batch_keys`] what was already taken. An ordinary timing is [`packed`] into 64 bits.
 //! What comes out is a [`Batch`]; `run` commits it.
 
 pub mod admission;
@@ -6,8 +7,13 @@ pub mod batch_keys;
 pub mod commit;
 pub mod http;
 pub mod json;
+pub mod known;
+pub mod ordinary;
+pub mod packed;
 
 use serde::{Deserialize, Serialize};
+
+use packed::Packed;
 
 use crate::counting::{Outcome, Span, Tally};
 use crate::endpoint::{EndpointId, EndpointKey};
@@ -55,11 +61,20 @@ impl Fate {
 /// Timings by [`Fate`], in its order.
 pub type Fates = [u64; 7];
 
-/// Requests that ended alike, of one key of a batch.
+/// Which endpoint, as far as a handler can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// It has a number.
+    Known(EndpointId),
+    /// Its place in [`Batch::keys`].
+    Key(u32),
+}
+
+/// Requests that ended alike, of one endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// The place of the endpoint in [`Batch::keys`].
-    pub key: u32,
+    /// Of which endpoint.
+    pub whose: Whose,
     /// When.
     pub slot: Slot,
     /// How it ended.
@@ -111,12 +126,16 @@ pub struct InFlight {
 /// A body that was read: what is taken of it and what is not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// The endpoints in it, and whether the sender marked them critical.
+    /// The endpoints in it that have no number yet, and whether the sender marked them critical.
     pub keys: Vec<(EndpointKey, bool)>,
-    /// What is counted.
+    /// When it was read: its packed timings are at most a day before.
+    pub read_in: Slot,
+    /// The ordinary timings.
+    pub packed: Vec<Packed>,
+    /// What else is counted.
     pub items: Vec<Item>,
-    /// What is kept beside; the endpoint is a place in `keys`.
-    pub details: Vec<Detail<u32>>,
+    /// What is kept beside.
+    pub details: Vec<Detail<Whose>>,
     /// What still runs.
     pub in_flight: Vec<InFlight>,
     /// Lines taken.
@@ -133,6 +152,6 @@ impl Batch {
     /// All timings in it, taken or refused.
     #[must_use]
     pub fn timings(&self) -> u64 {
-        self.items.iter().map(|i| i.tally.observed).chain(self.refused).sum()
+        self.items.iter().map(|i| i.tally.observed).chain(self.refused).chain([self.packed.len() as u64]).sum()
     }
 }

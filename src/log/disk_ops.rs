@@ -67,12 +67,14 @@ impl DiskFile {
         Ok(Self::of(file?, path))
     }
 
-    /// A new file in the place of any other.
+    /// A new file in the place of any other; it can be read too.
     ///
     /// # Errors
     /// What the operating system says.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let file: io::Result<File> = watched!(Create, path, Event::of(Operation::Create, path), File::create(path));
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(true).read(true).write(true);
+        let file: io::Result<File> = watched!(Create, path, Event::of(Operation::Create, path), options.open(path));
         Ok(Self::of(file?, path))
     }
 
@@ -152,6 +154,16 @@ impl DiskFile {
     /// As for [`DiskFile::sync_data`].
     pub fn sync_all(&self) -> io::Result<()> {
         watched!(Sync, &self.path, Event::of(Operation::Sync, &self.path), self.file.sync_all())
+    }
+}
+
+impl io::Write for DiskFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.append(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -85,12 +85,14 @@ impl Fault {
 struct Plan {
     fault: Option<Fault>,
     fired: u64,
+    /// To what, and after how many events.
+    failed: Vec<(Operation, PathBuf, usize)>,
     events: Vec<Event>,
 }
 
 impl Plan {
     /// The error that the operation is to fail with, and how many bytes are written all the same.
-    fn verdict(&mut self, operation: Operation) -> Option<(Errno, usize)> {
+    fn verdict(&mut self, operation: Operation, path: &Path) -> Option<(Errno, usize)> {
         let fault = self.fault.as_mut().filter(|f| f.concerns(operation))?;
         if fault.after > 0 {
             fault.after -= 1;
@@ -101,6 +103,7 @@ impl Plan {
             self.fault = None;
         }
         self.fired += 1;
+        self.failed.push((operation, path.to_owned(), self.events.len()));
         Some((error, bytes_done))
     }
 }
@@ -146,6 +149,12 @@ impl Watch {
         locked(&self.plan).fired
     }
 
+    /// Which operations failed: to what, and after how many that were done.
+    #[must_use]
+    pub fn failed(&self) -> Vec<(Operation, PathBuf, usize)> {
+        locked(&self.plan).failed.clone()
+    }
+
     /// How many operations were done.
     #[must_use]
     pub fn operations(&self) -> usize {
@@ -184,12 +193,12 @@ fn of_process() -> Option<&'static Mutex<Plan>> {
 }
 
 fn verdict(operation: Operation, path: &Path) -> Option<(Errno, usize)> {
-    if let Some(verdict) = of_process().and_then(|plan| locked(plan).verdict(operation)) {
+    if let Some(verdict) = of_process().and_then(|plan| locked(plan).verdict(operation, path)) {
         // The test reads this line to know that the fault fired.
         eprintln!("failed {operation:?} of {}: {}", path.display(), verdict.0);
         return Some(verdict);
     }
-    plan_of(path).and_then(|plan| locked(&plan).verdict(operation))
+    plan_of(path).and_then(|plan| locked(&plan).verdict(operation, path))
 }
 
 pub(super) fn before(operation: Operation, path: &Path) -> io::Result<()> {

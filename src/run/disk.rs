@@ -3,20 +3,24 @@
 //! What a frame brings about is written under the frame's position, so applying it twice writes once. [`super::recovery`] is the way back.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tracing::info;
 
 use crate::endpoint::EndpointId;
+use crate::history::catalogue::Entry;
 use crate::history::closed_periods::{self, Files};
 use crate::history::index::{self, Index};
-use crate::history::open_slots::Row;
+use crate::history::open_slots::{ClosedMinute, Row};
 use crate::history::query::Kept;
+use crate::history::roll_up::RollUp;
+use crate::ingest::batch_keys::Answered;
 use crate::judge::Record;
 use crate::log::file::{self, Reader};
 use crate::log::record::{Kind, Position, Section};
 use crate::log::snapshot;
-use crate::machine::{Carried, Delta, Effects, FrameError, Machine};
+use crate::machine::{Carried, Delta, Effects, FrameError, Machine, State};
 use crate::time::{Tier, Timestamp};
 
 /// Why the data directory cannot be used.
@@ -40,6 +44,57 @@ pub enum Error {
     /// The index.
     #[error(transparent)]
     Index(#[from] index::Error),
+    /// The thread that writes history is gone.
+    #[error("the thread that writes history ended")]
+    WriterEnded,
+}
+
+/// What a frame brings about in history and index, taken out of the state so that another thread can write it.
+#[derive(Debug, Default)]
+pub struct Frame {
+    /// Its position.
+    pub position: Position,
+    endpoints: Vec<(EndpointId, Entry)>,
+    keys: Vec<(u128, Answered)>,
+    /// Minutes that it closed.
+    pub closed: Vec<Arc<ClosedMinute>>,
+    /// Up to where minutes were closed before, and are now.
+    pub closed_to: Option<(Timestamp, Timestamp)>,
+}
+
+impl Frame {
+    /// Of a frame that was applied.
+    #[must_use]
+    pub fn of(machine: &Machine, position: Position, delta: &Delta, effects: &Effects) -> Self {
+        let endpoints = delta.endpoints.iter().filter_map(|e| Some((machine.catalogue.get((*e.key).as_ref())?, e.clone()))).collect();
+        let keys = delta.batches.iter().filter_map(|b| Some((b.key?, b.answer))).collect();
+        Self { position, endpoints, keys, closed: effects.closed.clone(), closed_to: effects.closed_to }
+    }
+
+    /// Whether there is nothing to be written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.is_empty() && self.keys.is_empty() && self.closed.is_empty() && self.closed_to.is_none_or(|(before, after)| before == after)
+    }
+}
+
+/// Writes what people read at once: incidents, markers, silences.
+///
+/// # Errors
+/// [`Error::Index`].
+pub fn keep_said(index: &Index, position: Position, delta: &Delta, effects: &Effects) -> Result<(), Error> {
+    for incident in &effects.incidents {
+        index.put_incident(incident)?;
+    }
+    for (at, record) in delta.records.iter().enumerate() {
+        match record {
+            Record::Marked(marker) => index.put_marker(marker, position, at)?,
+            Record::Silenced(silence) => index.put_silence(silence)?,
+            Record::Unsilenced { id, at } => index.end_silence(id, *at)?,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Error {
@@ -86,17 +141,13 @@ impl Keeper {
         closed_periods::Reader::new(&self.data_dir)
     }
 
-    /// Room that is left on the disk, in bytes; `None` where it cannot be told.
-    #[must_use]
-    pub fn free_bytes(&self) -> Option<u64> {
-        let stat = rustix::fs::statvfs(&self.data_dir).ok()?;
-        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-
     /// Since when each tier is complete, as of now.
     #[must_use]
     pub fn kept(&self, machine: &Machine, now: Timestamp) -> Kept {
-        Kept { minutes_from: self.kept_from(Tier::Minute, now), hours_from: self.kept_from(Tier::Hour, now), closed_to: machine.history_to() }
+        let closed_to = machine.history_to();
+        let (minutes_from, hours_from) = (self.kept_from(Tier::Minute, now), self.kept_from(Tier::Hour, now));
+        // Roll-ups are done as soon as their period is closed.
+        Kept { minutes_from, hours_from, closed_to, hours_to: closed_to, days_to: closed_to, named_to: machine.position }
     }
 
     /// Since when a tier is complete: from a whole period of the next coarser one, which answers for what was before.
@@ -114,44 +165,38 @@ impl Keeper {
     /// # Errors
     /// [`Error`].
     pub fn keep(&mut self, machine: &Machine, position: Position, delta: &Delta, effects: &Effects) -> Result<(), Error> {
-        for entry in &delta.endpoints {
-            if let Some(id) = machine.catalogue.get((*entry.key).as_ref()) {
-                self.index.put_endpoint(id, entry)?;
-            }
-        }
-        for (key, answer) in delta.batches.iter().filter_map(|b| b.key.map(|k| (k, &b.answer))) {
-            self.index.put_key(key, answer)?;
-        }
-        for incident in &effects.incidents {
-            self.index.put_incident(incident)?;
-        }
-        for (index, record) in delta.records.iter().enumerate() {
-            match record {
-                Record::Marked(marker) => self.index.put_marker(marker, position, index)?,
-                Record::Silenced(silence) => self.index.put_silence(silence)?,
-                Record::Unsilenced { id, at } => self.index.end_silence(id, *at)?,
-                _ => {}
-            }
-        }
-        self.keep_history(position, effects)
+        keep_said(&self.index, position, delta, effects)?;
+        self.keep_frame(&Frame::of(machine, position, delta, effects))
     }
 
-    fn keep_history(&mut self, position: Position, effects: &Effects) -> Result<(), Error> {
-        let closed_before = effects.closed_to.map_or(Timestamp(i64::MAX), |c| c.0);
+    /// Writes a frame's part in history and index.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn keep_frame(&mut self, frame: &Frame) -> Result<(), Error> {
+        for (id, entry) in &frame.endpoints {
+            self.index.put_endpoint(*id, entry)?;
+        }
+        for (key, answer) in &frame.keys {
+            self.index.put_key(*key, answer)?;
+        }
+        let position = frame.position;
+        let closed_before = frame.closed_to.map_or(Timestamp(i64::MAX), |c| c.0);
         let mut late: BTreeMap<(Tier, Timestamp), BTreeMap<EndpointId, Row>> = BTreeMap::new();
-        for minute in &effects.closed {
-            self.put(Tier::Minute, minute.start, position, &minute.rows)?;
+        for minute in &frame.closed {
+            let rows: Vec<Row> = minute.rows().collect();
+            self.put(Tier::Minute, minute.start, position, &rows)?;
             for tier in [Tier::Hour, Tier::Day] {
                 let period = tier.period_of(minute.start);
                 if period.0 + tier.width_ms() <= closed_before.0 {
-                    merge_rows(late.entry((tier, period)).or_default(), &minute.rows);
+                    merge_rows(late.entry((tier, period)).or_default(), &rows);
                 }
             }
         }
         for ((tier, period), rows) in late {
             self.put(tier, period, position, &rows.into_values().collect::<Vec<_>>())?;
         }
-        if let Some((before, after)) = effects.closed_to {
+        if let Some((before, after)) = frame.closed_to {
             self.roll_up(Tier::Minute, Tier::Hour, before, after, position)?;
             self.roll_up(Tier::Hour, Tier::Day, before, after, position)?;
         }
@@ -172,11 +217,15 @@ impl Keeper {
             if self.has(coarse, period, position)? {
                 continue;
             }
-            let mut rows = BTreeMap::new();
-            for block in fine_blocks.iter().filter(|b| b.name <= position) {
-                merge_rows(&mut rows, &reader.rows_where(block, |_| true)?);
+            let known: Vec<_> = fine_blocks.into_iter().filter(|b| b.name <= position).collect();
+            match RollUp::begin(&reader, coarse, period, position, &known).and_then(|roll_up| roll_up.finish(&mut self.files)) {
+                Ok(Some(block)) => self.index.put_block(&block)?,
+                Ok(None) => {}
+                Err(error) => {
+                    self.files.forget_roll_up(coarse)?;
+                    return Err(error.into());
+                }
             }
-            self.put(coarse, period, position, &rows.into_values().collect::<Vec<_>>())?;
         }
         Ok(())
     }
@@ -200,26 +249,29 @@ impl Keeper {
     /// Now and then, after a slot has closed: history and index to disk, then a snapshot, then what is no longer needed goes.
     ///
     /// # Errors
-    /// [`Error`]; the process must then end.
+    /// [`Error`]; unless there was no room, the process must then end.
     pub fn checkpoint(&mut self, machine: &mut Machine, now: Timestamp) -> Result<(), Error> {
+        let gone = machine.keys.sweep(now);
+        self.write_checkpoint(&machine.state(), &gone, now)
+    }
+
+    /// The same of a state that was taken out of its machine.
+    ///
+    /// # Errors
+    /// [`Error`]; unless there was no room, the process must then end.
+    pub fn write_checkpoint(&mut self, state: &State, gone_keys: &[u128], now: Timestamp) -> Result<(), Error> {
         self.files.sync()?;
-        for key in machine.keys.sweep(now) {
-            self.index.forget_key(key)?;
+        for key in gone_keys {
+            self.index.forget_key(*key)?;
         }
-        self.index.flush(machine.position)?;
-        snapshot::write(&self.data_dir, machine.position, &machine.snapshot())?;
+        self.index.flush(state.position)?;
+        snapshot::write(&self.data_dir, state.position, &state.to_bytes())?;
         self.last_snapshot = now;
         if now.0 - self.last_sweep.0 >= 600_000 {
             self.last_sweep = now;
             self.sweep(now)?;
         }
         Ok(())
-    }
-
-    /// Whether it is time for a checkpoint.
-    #[must_use]
-    pub fn is_due(&self, now: Timestamp) -> bool {
-        now.0 - self.last_snapshot.0 >= self.snapshot_every_ms
     }
 
     fn sweep(&mut self, now: Timestamp) -> Result<(), Error> {
@@ -276,6 +328,13 @@ impl Keeper {
         }
         Ok(carried)
     }
+}
+
+/// Room that is left on the disk, in bytes; `None` where it cannot be told.
+#[must_use]
+pub fn free_bytes(data_dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(data_dir).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 fn merge_rows(into: &mut BTreeMap<EndpointId, Row>, rows: &[Row]) {

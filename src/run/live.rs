@@ -3,7 +3,8 @@
 //!
 //! Groups form by themselves: while one is being synced the next gathers; two commits are at least 2 ms apart.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -13,33 +14,32 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::clock::Clock;
-use super::disk::{self, Keeper};
+use super::disk::{self, Frame, Keeper, keep_said};
+use super::history_writer::{HistoryWriter, NO_ROOM_WAIT};
+use super::recovery::complete_totals;
+use crate::endpoint::EndpointId;
+use crate::history::closed_periods;
 use crate::incident::Notification;
 use crate::ingest::batch_keys::{Answered, Committed, Identity, Known};
 use crate::ingest::commit::{Answer, Door, Submission};
 use crate::ingest::http::Refusals;
+use crate::ingest::known::KnownEndpoints;
 use crate::ingest::{Batch, Fate, Fates};
 use crate::judge::{Command, Record, Refusal, SlotClosed};
 use crate::log::failpoint;
 use crate::log::file::Log;
 use crate::log::record::Position;
-use crate::machine::{Delta, Effects, Machine};
+use crate::machine::{Delta, Machine};
 use crate::time::{Slot, Timestamp};
 
 /// Two commits are at least this far apart, so that batches gather.
 const COMMIT_GAP: Duration = Duration::from_millis(2);
 
 /// Timings in one group at most.
-const GROUP_ITEMS_MAX: usize = 500_000;
-
-/// After a write that found no room on the disk, the next is tried so much later.
-const NO_ROOM_WAIT: Duration = Duration::from_millis(250);
-
-/// Slot ends in one write at most, when there are many to catch up with.
-const CLOSES_MAX: usize = 1_000;
+const GROUP_TIMINGS_MAX: u64 = 500_000;
 
 /// A look at the machine and what lies beside it, between two commits.
-pub type Look = Box<dyn FnOnce(&Machine, &Keeper) + Send>;
+pub type Look = Box<dyn FnOnce(&Machine, &HistoryWriter) + Send>;
 
 enum Input {
     Batch(Submission),
@@ -92,11 +92,11 @@ impl Handle {
     ///
     /// # Errors
     /// [`Busy`].
-    pub async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Machine, &Keeper) -> T + Send + 'static) -> Result<T, Busy> {
+    pub async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Machine, &HistoryWriter) -> T + Send + 'static) -> Result<T, Busy> {
         let (reply, answer) = oneshot::channel();
-        let look: Look = Box::new(move |machine, keeper| {
+        let look: Look = Box::new(move |machine, history| {
             // Whoever asked may have gone away.
-            drop(reply.send(look(machine, keeper)));
+            drop(reply.send(look(machine, history)));
         });
         self.inputs.try_send(Input::Look(look)).map_err(|_| Busy)?;
         answer.await.map_err(|_| Busy)
@@ -153,23 +153,29 @@ pub struct Gauges {
 pub struct Engine {
     machine: Machine,
     log: Log,
-    keeper: Keeper,
+    history: HistoryWriter,
+    reader: closed_periods::Reader,
     clock: Arc<Clock>,
     inputs: Receiver<Input>,
     notify: Box<dyn Fn(Vec<Notification>) + Send>,
     refusals: Arc<Refusals>,
+    known: Arc<KnownEndpoints>,
     disk_full: Arc<AtomicBool>,
     free_bytes_min: u64,
     gauges: Arc<Gauges>,
     last_commit: Instant,
     last_disk_look: Timestamp,
-    staged: Vec<(Position, Delta, Effects)>,
-    /// In the log, and not yet in history and index: there was no room.
-    unkept: VecDeque<(Position, Delta, Effects)>,
+    data_dir: PathBuf,
+    /// Since when the log found no room.
     no_room_since: Option<Instant>,
+    /// Endpoints whose totals history is still to complete: it had no room.
+    uncounted: Vec<EndpointId>,
 }
 
 /// Makes an engine and the way to it; [`Engine::run`] is to be given a thread.
+///
+/// # Errors
+/// When the operating system has no thread for history.
 #[expect(clippy::too_many_arguments, reason = "each is a different part of the world, given once")]
 pub fn engine(
     machine: Machine,
@@ -179,29 +185,34 @@ pub fn engine(
     waiting_max: usize,
     free_bytes_min: u64,
     refusals: Arc<Refusals>,
+    known: Arc<KnownEndpoints>,
     disk_full: Arc<AtomicBool>,
     gauges: Arc<Gauges>,
     notify: impl Fn(Vec<Notification>) + Send + 'static,
-) -> (Engine, Handle) {
+) -> std::io::Result<(Engine, Handle)> {
     let (sender, inputs) = sync_channel(waiting_max);
+    let (reader, data_dir) = (keeper.reader(), keeper.data_dir.clone());
+    let history = HistoryWriter::start(keeper, &machine)?;
     let engine = Engine {
         machine,
         log,
-        keeper,
+        history,
+        reader,
         clock,
         inputs,
         notify: Box::new(notify),
         refusals,
+        known,
         disk_full,
         free_bytes_min,
         gauges,
         last_commit: now_instant(),
         last_disk_look: Timestamp(0),
-        staged: Vec::new(),
-        unkept: VecDeque::new(),
+        data_dir,
         no_room_since: None,
+        uncounted: Vec::new(),
     };
-    (engine, Handle { inputs: sender })
+    Ok((engine, Handle { inputs: sender }))
 }
 
 #[expect(clippy::disallowed_methods, reason = "spacing commits is about real time, and nothing that is stored depends on it")]
@@ -226,9 +237,12 @@ impl Engine {
             if stop {
                 return self.end();
             }
-            if self.no_room_since.is_none_or(|since| since.elapsed() >= NO_ROOM_WAIT) {
+            self.history.look_after(&mut self.machine)?;
+            if self.no_room_since.is_some_and(|since| since.elapsed() >= NO_ROOM_WAIT) {
                 self.no_room_since = None;
-                self.keep_all()?;
+            }
+            if !self.has_no_room() {
+                self.complete_totals()?;
                 self.close_due()?;
             }
             self.look_after_the_disk()?;
@@ -237,24 +251,25 @@ impl Engine {
 
     /// No slot is closed early: a restart raises no alarm.
     fn end(mut self) -> Result<(), disk::Error> {
-        self.keep_all()?;
-        if !self.unkept.is_empty() {
-            // A snapshot would say that history has what it has not.
-            warn!("there is no room on the disk: the next start reads the log");
-            return Ok(());
+        self.complete_totals()?;
+        if self.uncounted.is_empty() {
+            self.history.checkpoint(&mut self.machine, self.clock.now())?;
         }
-        match self.keeper.checkpoint(&mut self.machine, self.clock.now()) {
-            Err(error) if error.is_no_room() => warn!(%error, "the next start reads the log"),
-            done => {
-                done?;
-                info!(position = self.machine.position.0, "everything is on disk");
-            }
+        if self.history.end()? {
+            info!(position = self.machine.position.0, "everything is on disk");
+        } else {
+            warn!("there is no room on the disk: the next start reads the log");
         }
         Ok(())
     }
 
+    /// Whether the log, or history behind it, found no room on the disk a moment ago.
+    fn has_no_room(&self) -> bool {
+        self.no_room_since.is_some() || self.history.waits_for_room()
+    }
+
     fn until_due(&self) -> Duration {
-        if self.no_room_since.is_some() {
+        if self.has_no_room() {
             return NO_ROOM_WAIT;
         }
         let now = self.clock.now();
@@ -266,13 +281,13 @@ impl Engine {
     /// Gathers batches until the gap since the last commit has passed and no more wait; commits them. Whether to stop.
     fn group(&mut self, first: Submission) -> Result<bool, disk::Error> {
         let mut group = vec![first];
-        let mut items = group[0].batch.items.len();
+        let mut timings = group[0].batch.timings();
         let mut other = None;
-        while items < GROUP_ITEMS_MAX && other.is_none() {
+        while timings < GROUP_TIMINGS_MAX && other.is_none() {
             let wait = COMMIT_GAP.saturating_sub(self.last_commit.elapsed());
             match self.inputs.recv_timeout(wait) {
                 Ok(Input::Batch(next)) => {
-                    items += next.batch.items.len();
+                    timings += next.batch.timings();
                     group.push(next);
                 }
                 Ok(input) => other = Some(input),
@@ -286,16 +301,15 @@ impl Engine {
     fn handle(&mut self, input: Input) -> Result<bool, disk::Error> {
         match input {
             Input::Batch(batch) => return self.group(batch),
-            Input::Look(look) => look(&self.machine, &self.keeper),
+            Input::Look(look) => look(&self.machine, &self.history),
             Input::Stop => return Ok(true),
             Input::Decide(command, reply) => {
                 let decided = self.machine.judge.decide(command);
                 if let Ok(record) = &decided {
-                    if !self.stage(record.clone().into())? {
+                    if !self.record(&record.clone().into())? {
                         // Without an answer: it was not decided.
                         return Ok(false);
                     }
-                    self.commit()?;
                 }
                 // Whoever asked may have gone away; it stands all the same.
                 drop(reply.send(decided));
@@ -306,7 +320,7 @@ impl Engine {
 
     /// Commits a group of batches as one frame. A key that comes twice in it waits for the first to be on disk, then repeats its answer.
     fn commit_batches(&mut self, group: Vec<Submission>) -> Result<(), disk::Error> {
-        if !self.unkept.is_empty() {
+        if self.history.waits_for_room() {
             // The log may have room; what follows from it has none.
             refuse(group.into_iter().map(|s| s.reply));
             return Ok(());
@@ -350,11 +364,9 @@ impl Engine {
             }
         }
         let batches: Vec<&Batch> = taken.iter().map(|(s, _)| &s.batch).collect();
-        let mut delta = self.machine.fold(&batches, &mut Vec::new());
-        let fates: Fates = {
-            let refused = self.refusals.take();
-            std::array::from_fn(|i| fates[i] + refused[i])
-        };
+        let mut delta = self.machine.fold(&batches);
+        let refused = self.refusals.take();
+        let fates: Fates = std::array::from_fn(|i| fates[i] + refused[i]);
         for (total, more) in delta.fates.iter_mut().zip(fates) {
             *total += more;
         }
@@ -365,75 +377,79 @@ impl Engine {
             }
         }
         delta.batches = taken.iter_mut().filter_map(|(_, c)| c.take()).chain(conflicts).collect();
-        if delta == Delta::default() || self.stage(delta)? {
-            answered.extend(taken.into_iter().map(|(s, _)| (s.reply, Answer::Committed)));
+        let taken = taken.into_iter().map(|(s, _)| s);
+        let position = if delta == Delta::default() { None } else { self.write(&delta)? };
+        if position.is_some() || delta == Delta::default() {
+            answered.extend(taken.map(|s| (s.reply, Answer::Committed)));
         } else {
             self.refusals.put_back(&fates);
-            refuse(taken.into_iter().map(|(s, _)| s).chain(std::mem::take(&mut again)).map(|s| s.reply));
+            refuse(taken.chain(std::mem::take(&mut again)).map(|s| s.reply));
         }
-        self.commit()?;
         for (reply, answer) in answered {
             // Whoever sent it may have gone away; it is on disk all the same.
             drop(reply.send(answer));
         }
+        if let Some(position) = position {
+            self.apply(position, &delta)?;
+        }
         if again.is_empty() { Ok(()) } else { self.commit_batches(again) }
     }
 
-    /// Adds a frame to the next commit and takes it in; `false` when there is no room for it on the disk: then nothing has happened. Nobody sees it before it is on disk:
-    /// looks, answers and notifications come after the commit.
-    fn stage(&mut self, delta: Delta) -> Result<bool, disk::Error> {
-        let position = self.log.stage(&delta.to_sections());
-        match self.log.write().map_err(disk::Error::from) {
-            Ok(()) => {}
-            Err(error) if error.is_no_room() => {
-                self.say_no_room(&error);
-                return Ok(false);
-            }
-            Err(error) => return Err(self.lost(error)),
-        }
-        let effects = self.machine.apply(position, &delta);
-        self.staged.push((position, delta, effects));
+    /// Writes a frame and takes it in; `false` when there is no room for it on the disk: then nothing has happened.
+    fn record(&mut self, delta: &Delta) -> Result<bool, disk::Error> {
+        let Some(position) = self.write(delta)? else { return Ok(false) };
+        self.apply(position, delta)?;
         Ok(true)
     }
 
-    fn say_no_room(&mut self, error: &disk::Error) {
-        self.no_room_since = Some(now_instant());
-        if !self.disk_full.swap(true, Ordering::Relaxed) {
-            warn!(%error, "no timings are taken until there is room");
-        }
-    }
-
-    fn commit(&mut self) -> Result<(), disk::Error> {
+    /// Writes a frame; it is on disk then, or there is no room for it.
+    fn write(&mut self, delta: &Delta) -> Result<Option<Position>, disk::Error> {
         let start = now_instant();
-        self.log.commit().map_err(|e| self.lost(e.into()))?;
-        self.last_commit = now_instant();
-        for (position, mut delta, effects) in std::mem::take(&mut self.staged) {
-            for record in &mut delta.records {
-                if let Record::SlotClosed(SlotClosed { notifications, .. }) | Record::Configured { notifications, .. } = record
-                    && !notifications.is_empty()
-                {
-                    (self.notify)(std::mem::take(notifications));
+        let position = self.log.stage(&delta.to_sections());
+        match self.log.commit().map_err(disk::Error::from) {
+            Ok(()) => {}
+            Err(error) if error.is_no_room() => {
+                self.no_room_since = Some(now_instant());
+                if !self.disk_full.swap(true, Ordering::Relaxed) {
+                    warn!(%error, "no timings are taken until there is room");
                 }
+                return Ok(None);
             }
-            self.unkept.push_back((position, delta, effects));
+            Err(error) => return Err(self.lost(error)),
         }
-        self.keep_all()?;
+        self.last_commit = now_instant();
         self.gauges.commits.fetch_add(1, Ordering::Relaxed);
         self.gauges.commit_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
+        Ok(Some(position))
+    }
+
+    /// Takes in a frame that is on disk: state, history and index follow the log and never lead it.
+    fn apply(&mut self, position: Position, delta: &Delta) -> Result<(), disk::Error> {
+        let first_new = self.machine.catalogue.next_id();
+        let effects = self.machine.apply(position, delta);
+        if !delta.endpoints.is_empty() {
+            self.known.add(self.machine.catalogue.numbered_from(first_new));
+        }
+        keep_said(&self.history.index, position, delta, &effects)?;
+        let frame = Frame::of(&self.machine, position, delta, &effects);
+        self.history.keep(&mut self.machine, frame)?;
+        self.uncounted.extend(effects.made_critical);
+        self.complete_totals()?;
+        for record in &delta.records {
+            if let Record::SlotClosed(SlotClosed { notifications, .. }) | Record::Configured { notifications, .. } = record
+                && !notifications.is_empty()
+            {
+                (self.notify)(notifications.clone());
+            }
+        }
         Ok(())
     }
 
-    /// History and index follow the log and never lead it: a position that a crash takes back is given to another frame.
-    fn keep_all(&mut self) -> Result<(), disk::Error> {
-        while let Some((position, delta, effects)) = self.unkept.front() {
-            match self.keeper.keep(&self.machine, *position, delta, effects) {
-                Err(error) if error.is_no_room() => {
-                    self.say_no_room(&error);
-                    return Ok(());
-                }
-                kept => kept?,
-            }
-            self.unkept.pop_front();
+    /// Has history complete the totals of endpoints that became critical, as soon as there is room for what it is still to write.
+    fn complete_totals(&mut self) -> Result<(), disk::Error> {
+        if !self.uncounted.is_empty() && self.history.flush(&mut self.machine)? {
+            complete_totals(&self.history.index, &self.reader, &mut self.machine, &self.uncounted)?;
+            self.uncounted.clear();
         }
         Ok(())
     }
@@ -452,26 +468,20 @@ impl Engine {
         while let Some(end) = self.machine.next_close(target) {
             failpoint::pass("in slot close");
             let delta = self.machine.close(end);
-            if !self.stage(delta)? {
+            if !self.record(&delta)? {
                 break;
             }
             closes += 1;
-            if closes % CLOSES_MAX == 0 {
-                self.commit()?;
+            if self.history.waits_for_room() {
+                break;
             }
         }
         if closes > 0 {
             self.gauges.judge_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
-            self.commit()?;
             // A full disk is not made fuller: sled does not survive it, and the log has all.
-            if self.keeper.is_due(now) && self.unkept.is_empty() && !self.disk_full.load(Ordering::Relaxed) {
-                match self.keeper.checkpoint(&mut self.machine, now) {
-                    Err(error) if error.is_no_room() => self.say_no_room(&error),
-                    done => {
-                        done?;
-                        self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
+            if self.history.is_due(now) && self.uncounted.is_empty() && !self.has_no_room() && !self.disk_full.load(Ordering::Relaxed) {
+                self.history.checkpoint(&mut self.machine, now)?;
+                self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(())
@@ -484,16 +494,15 @@ impl Engine {
         }
         self.last_disk_look = now;
         // What was refused is counted even when nothing else comes.
-        if self.refusals.any() && self.no_room_since.is_none() {
+        if self.refusals.any() && !self.has_no_room() {
             let fates = self.refusals.take();
-            if !self.stage(Delta { fates, ..Delta::default() })? {
+            if !self.record(&Delta { fates, ..Delta::default() })? {
                 self.refusals.put_back(&fates);
             }
-            self.commit()?;
         }
         if self.no_room_since.is_none() {
-            let free = self.keeper.free_bytes();
-            let full = !self.unkept.is_empty() || free.is_some_and(|free| free < self.free_bytes_min);
+            let free = disk::free_bytes(&self.data_dir);
+            let full = self.history.waits_for_room() || free.is_some_and(|free| free < self.free_bytes_min);
             if full != self.disk_full.swap(full, Ordering::Relaxed) {
                 warn!(free_bytes = free, full, "room on the disk");
             }

@@ -4,6 +4,7 @@
 pub mod clock;
 mod connection;
 pub mod disk;
+pub mod history_writer;
 pub mod live;
 pub mod recovery;
 pub mod replay;

@@ -2,25 +2,26 @@
 //!
 //! Code never decides the past again: recovery only applies what stands in the log.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
 
 use tracing::{info, warn};
 
 use super::disk::{Error, Keeper, Retention};
+use crate::counting::Cell;
+use crate::endpoint::EndpointId;
 use crate::history::catalogue::Limits;
-use crate::history::closed_periods::Files;
+use crate::history::closed_periods::{Files, Reader, Wanted};
 use crate::history::index::{self, Index};
+use crate::history::open_slots::Row;
 use crate::ingest::batch_keys::KEEP_MS;
-use crate::judge::{Promise, Promises, Record};
-use crate::log::file::{self, Log, Reader, Torn};
+use crate::judge::{Promise, Promises};
+use crate::log::file::{self, Log, Torn};
 use crate::log::record::Position;
 use crate::log::snapshot;
 use crate::machine::{Delta, Machine};
 use crate::time::{SLOT_MS, Slot, Tier, Timestamp};
-
-/// Longer than a minute stays open for timings that come early or are judged late.
-const REOPENED_MS: i64 = 600_000;
 
 /// A data directory, opened.
 #[derive(Debug)]
@@ -94,12 +95,13 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
     };
     let machine = match restored {
         Some(mut machine) => {
-            keeper.cut_torn_history(machine.position.next())?;
-            for frame in Reader::log(data_dir, machine.position.next())? {
+            keeper.files.cut_torn()?;
+            for frame in file::Reader::log(data_dir, machine.position.next())? {
                 let frame = frame?;
                 let delta = Delta::from_frame(&frame)?;
                 let effects = machine.apply(frame.position, &delta);
                 keeper.keep(&machine, frame.position, &delta, &effects)?;
+                complete_totals(&keeper.index, &keeper.reader(), &mut machine, &effects.made_critical)?;
             }
             machine
         }
@@ -132,37 +134,6 @@ fn forget_views(data_dir: &Path) -> Result<(), Error> {
 }
 
 impl Keeper {
-    /// Cuts off what is written again from these frames on, and no block that the index knows to be older.
-    fn cut_torn_history(&self, replayed_from: Position) -> Result<(), Error> {
-        let mut durable = Vec::new();
-        for tier in Tier::ALL {
-            let all = self.index.blocks(tier, Timestamp(0), Timestamp(i64::MAX))?;
-            durable.extend(all.into_iter().filter(|b| b.name < replayed_from).map(|b| (self.files.path_of(&b), b.offset)));
-        }
-        Ok(self.files.cut_torn(replayed_from, |path, from| durable.iter().any(|(of, offset)| of == path && *offset >= from))?)
-    }
-
-    /// From which frame on a rebuild writes history again as it was: what a minute at the log's beginning counted may have come before, and the archive has forgotten it.
-    fn rewritten_from(&self) -> Result<Position, Error> {
-        let first = file::segments(&self.data_dir.join("log"))?.first().map_or(Position(1), |s| s.0);
-        if first == Position(1) {
-            return Ok(first);
-        }
-        let mut begins = None;
-        for frame in Reader::log(&self.data_dir, first)? {
-            let frame = frame?;
-            let delta = Delta::from_frame(&frame)?;
-            let Some(at) = delta.at() else { continue };
-            let begins: Timestamp = *begins.get_or_insert(at);
-            // However long nothing was closed: this closes all that was open then.
-            let is_over = |r: &Record| matches!(r, Record::SlotClosed(closed) if closed.end.end().0 - begins.0 >= REOPENED_MS);
-            if delta.records.iter().any(is_over) {
-                return Ok(frame.position.next());
-            }
-        }
-        Ok(Position(u64::MAX))
-    }
-
     /// Builds index and state from what they follow from.
     fn rebuild(&mut self, limits: Limits, is_old: bool, now: Timestamp) -> Result<Machine, Error> {
         if is_old {
@@ -174,7 +145,7 @@ impl Keeper {
                 fs::remove_dir_all(&aside).map_err(file::io_error("cannot remove", &aside))?;
             }
         }
-        self.cut_torn_history(self.rewritten_from()?)?;
+        self.files.cut_torn()?;
         let reader = self.reader();
         for tier in Tier::ALL {
             for block in reader.blocks(tier)?.iter().filter(|b| b.period >= self.kept_from(tier, now)) {
@@ -227,16 +198,41 @@ impl Keeper {
                 machine.judge.count_past_hour(row.endpoint, Slot::containing(block.period), &row.cell);
             }
         }
-        let (day, hour) = (Tier::Day.period_of(end), Tier::Hour.period_of(end));
-        for (tier, from, to) in [(Tier::Day, Timestamp(0), day), (Tier::Hour, day, hour), (Tier::Minute, hour, end)] {
-            for block in all(tier, from, to)? {
-                for row in reader.rows_where(&block, |_| true)? {
-                    if let Some(total) = machine.totals.get_mut(row.endpoint.0 as usize) {
-                        total.merge(&row.cell);
-                    }
-                }
+        visit_past(&self.index, &reader, end, &Wanted::All, |row| {
+            if let Some(total) = machine.totals.get_mut(row.endpoint.0 as usize) {
+                total.add_cell(&row.cell);
             }
-        }
-        Ok(())
+        })
     }
+}
+
+/// Every row of the past once, of the coarsest tier that has it; row by row, because a block of all endpoints is hundreds of megabytes in memory.
+fn visit_past(index: &Index, reader: &Reader, end: Timestamp, wanted: &Wanted, mut visit: impl FnMut(&Row)) -> Result<(), Error> {
+    let (day, hour, mut reading) = (Tier::Day.period_of(end), Tier::Hour.period_of(end), reader.begin());
+    for (tier, from, to) in [(Tier::Day, Timestamp(0), day), (Tier::Hour, day, hour), (Tier::Minute, hour, end)] {
+        for block in index.blocks(tier, from, to)? {
+            reading.each_row(&block, wanted, |row| visit(&row))?;
+        }
+    }
+    Ok(())
+}
+
+/// Completes the totals of endpoints that became critical with what history, written up to the machine's position, and open slots have of them.
+pub(super) fn complete_totals(index: &Index, reader: &Reader, machine: &mut Machine, made_critical: &[EndpointId]) -> Result<(), Error> {
+    let mut past: BTreeMap<EndpointId, Cell> = made_critical.iter().map(|id| (*id, Cell::default())).collect();
+    if past.is_empty() {
+        return Ok(());
+    }
+    visit_past(index, reader, machine.history_to(), &Wanted::These(made_critical.to_vec()), |row| {
+        if let Some(cell) = past.get_mut(&row.endpoint) {
+            cell.merge(&row.cell);
+        }
+    })?;
+    for (id, mut cell) in past {
+        for (_, open) in machine.open.of(id) {
+            cell.merge(&open);
+        }
+        machine.totals[id.0 as usize].cell = Some(Box::new(cell));
+    }
+    Ok(())
 }

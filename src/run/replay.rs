@@ -12,10 +12,12 @@ use crate::history::catalogue::Limits;
 use crate::incident::{Event, Marker, Transition};
 use crate::ingest::admission::{Admission, PAST_MS, TimeLimits};
 use crate::ingest::json::{self, Ts};
+use crate::ingest::known::KnownEndpoints;
+use crate::ingest::ordinary;
 use crate::judge::{Command, Promises, Record};
 use crate::log::file;
 use crate::log::record::Position;
-use crate::machine::{Delta, Destination, FrameError, Machine};
+use crate::machine::{Delta, FrameError, Machine};
 use crate::time::{Slot, TIMESTAMP_MS_MAX, Timestamp};
 
 /// The longest line that is read.
@@ -72,7 +74,7 @@ pub struct Said {
 pub struct Replay<'a, W: Write> {
     machine: Machine,
     admission: Admission<'a>,
-    places: Vec<Option<Destination>>,
+    known: &'a KnownEndpoints,
     markers: std::vec::IntoIter<Marker>,
     next_marker: Option<Marker>,
     own_promises: bool,
@@ -92,11 +94,13 @@ pub struct Replay<'a, W: Write> {
 
 impl<'a, W: Write> Replay<'a, W> {
     /// One that has seen nothing. With `promises` the configuration is given; without, frames bring theirs and plain timings are owed nothing.
+    #[expect(clippy::too_many_arguments, reason = "each is a different part of the world, given once")]
     pub fn new(
         promises: Option<Promises>,
         judge_after_ms: i64,
         limits: Limits,
         templates: &'a PathTemplates,
+        known: &'a KnownEndpoints,
         mut markers: Vec<Marker>,
         out: W,
         on_bad: impl FnMut(&BadLine) + 'a,
@@ -107,8 +111,8 @@ impl<'a, W: Write> Replay<'a, W> {
         let next_marker = markers.next();
         Self {
             machine: Machine::new(promises.unwrap_or_else(|| Promises::none(judge_after_ms)), limits),
-            admission: Admission::new(templates, TimeLimits { now: Timestamp(0), past_ms: PAST_MS, future_ms: TIMESTAMP_MS_MAX }),
-            places: Vec::new(),
+            admission: Admission::new(templates, known, TimeLimits { now: Timestamp(0), past_ms: PAST_MS, future_ms: TIMESTAMP_MS_MAX }),
+            known,
             markers,
             next_marker,
             own_promises,
@@ -184,18 +188,28 @@ impl<'a, W: Write> Replay<'a, W> {
                 Err(e) => Ok(Err(e.to_string())),
             };
         }
+        let mut read_to = 0;
+        if let Some(line) = ordinary::read(text, &mut read_to).filter(|_| read_to == text.len()) {
+            return self.timing(line.ts_ms.map(Timestamp), |admission| admission.ordinary(0, &line));
+        }
         let parsed = match json::read_line(text) {
             Ok(parsed) => parsed,
             Err(reason) => return Ok(Err(reason)),
         };
         let ts = match &parsed.ts {
-            Some(Ts::Ms(ms)) => Timestamp(*ms),
+            Some(Ts::Ms(ms)) => Some(Timestamp(*ms)),
             Some(Ts::Text(text)) => match Timestamp::parse(text) {
-                Ok(ts) => ts,
+                Ok(ts) => Some(ts),
                 Err(e) => return Ok(Err(format!("`ts`: {e}"))),
             },
-            None => self.now,
+            None => None,
         };
+        self.timing(ts, |admission| admission.line(0, Ok(parsed)))
+    }
+
+    /// Takes a timing at its time.
+    fn timing(&mut self, ts: Option<Timestamp>, admit: impl FnOnce(&mut Admission<'_>)) -> Result<Result<(), String>, Error> {
+        let ts = ts.unwrap_or(self.now);
         if !(0..=TIMESTAMP_MS_MAX).contains(&ts.0) {
             return Ok(Err(format!("`ts` is {}, expected Unix milliseconds", ts.0)));
         }
@@ -204,7 +218,7 @@ impl<'a, W: Write> Replay<'a, W> {
         }
         self.first = Some(self.first.map_or(ts, |f| f.min(ts)));
         let before = self.admission.batch.rejected;
-        self.admission.line(0, Ok(parsed));
+        admit(&mut self.admission);
         if self.admission.batch.rejected > before {
             let reason = self.admission.batch.errors.pop().map_or_else(String::new, |e| e.1);
             return Ok(Err(reason));
@@ -241,9 +255,9 @@ impl<'a, W: Write> Replay<'a, W> {
 
     /// Folds the timings taken since the last slot end.
     fn take_in(&mut self) {
-        if !self.admission.batch.items.is_empty() || !self.admission.batch.in_flight.is_empty() {
-            let delta = self.machine.fold(&[&self.admission.batch], &mut self.places);
-            self.admission.clear_items();
+        let batch = self.admission.finish();
+        if batch.timings() > 0 || !batch.in_flight.is_empty() {
+            let delta = self.machine.fold(&[&batch]);
             self.apply(&delta);
         }
     }
@@ -258,7 +272,9 @@ impl<'a, W: Write> Replay<'a, W> {
     }
 
     fn apply(&mut self, delta: &Delta) {
+        let first = self.machine.catalogue.next_id();
         self.machine.apply(self.machine.position.next(), delta);
+        self.known.add(self.machine.catalogue.numbered_from(first));
     }
 
     fn say(&mut self, delta: &Delta) -> Result<(), Error> {
@@ -310,10 +326,11 @@ impl<'a, W: Write> Replay<'a, W> {
 
     fn apply_if_any(&mut self, delta: &mut Delta) {
         if *delta != Delta::default() {
-            for (_, slot, cell) in &delta.cells {
-                self.timings += cell.total().observed;
-                self.first = Some(self.first.map_or(slot.start(), |f| f.min(slot.start())));
-            }
+            let (timings, first) = (&mut self.timings, &mut self.first);
+            delta.counts.for_each(|slot, _, counted| {
+                *timings += counted.observed();
+                *first = Some(first.map_or(slot.start(), |f| f.min(slot.start())));
+            });
             let delta = std::mem::take(delta);
             self.apply(&delta);
         }
@@ -348,7 +365,7 @@ impl<'a, W: Write> Replay<'a, W> {
         self.take_in();
         let judge_after = self.machine.judge.promises().judge_after_ms;
         let plain = self.next_boundary_ms > i64::MIN;
-        if plain && let Some(last) = self.machine.open.cells().map(|c| c.0).max() {
+        if plain && let Some(last) = self.machine.open.last() {
             self.advance(last.end().plus_ms(judge_after))?;
         }
         if let Some(until) = until.filter(|u| *u > self.now) {

@@ -24,9 +24,10 @@ use super::live::{self, Gauges, Handle};
 use super::recovery;
 use super::tasks::Tasks;
 use crate::config::Config;
-use crate::endpoint::PathTemplates;
+use crate::endpoint::{EndpointId, PathTemplates};
 use crate::incident::Notification;
 use crate::ingest::http::{Ingest, Refusal, Refusals};
+use crate::ingest::known::KnownEndpoints;
 use crate::judge::{self, Command, Promises, Record};
 use crate::notify::{LaneStatus, Lanes, Target};
 use crate::show::{self, Answer, Look, Scene, Site, Source};
@@ -80,9 +81,9 @@ impl Source for Live {
     fn look(&self, look: Look) -> Result<(), Refusal> {
         let clock = Arc::clone(&self.clock);
         self.handle
-            .send_look(Box::new(move |machine, keeper| {
-                let kept = keeper.kept(machine, clock.now());
-                look(&Scene { machine, index: &keeper.index, kept });
+            .send_look(Box::new(move |machine, history| {
+                let kept = history.kept(machine, clock.now());
+                look(&Scene { machine, index: &history.index, kept });
             }))
             .map_err(|_| show::stopping())
     }
@@ -119,6 +120,8 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     let (owed, before) = (opened.machine.judge.outbox().to_vec(), opened.machine.judge.promises().clone());
     let is_new = opened.machine.position.0 == 0;
     let (refusals, disk_full, gauges) = (Arc::new(Refusals::default()), Arc::new(AtomicBool::new(false)), Arc::new(Gauges::default()));
+    let known = Arc::new(KnownEndpoints::default());
+    known.add(opened.machine.catalogue.numbered_from(EndpointId(0)));
     let (notifications, inbox) = mpsc::unbounded_channel::<Vec<Notification>>();
     let (engine, handle) = live::engine(
         opened.machine,
@@ -128,11 +131,13 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
         config.batches_waiting_max,
         config.free_bytes_min,
         Arc::clone(&refusals),
+        Arc::clone(&known),
         Arc::clone(&disk_full),
         Arc::clone(&gauges),
         // The receiving task ends last: nothing is lost, it is owed in the log.
         move |n| drop(notifications.send(n)),
-    );
+    )
+    .map_err(Error::System)?;
     let (ended, mut engine_end) = oneshot::channel();
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || drop(ended.send(engine.run()))).map_err(Error::System)?;
     decide(&handle, Command::Start(clock.now())).await?;
@@ -144,7 +149,7 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     let listener = TcpListener::bind(config.listen).await.map_err(|source| Error::Listen { address: config.listen, source })?;
     let address = listener.local_addr().map_err(Error::System)?;
     let live = Live { handle: handle.clone(), lanes: Arc::clone(&lanes), gauges, clock: Arc::clone(&clock) };
-    let site = site(config, address, live, refusals, disk_full);
+    let site = site(config, address, live, known, refusals, disk_full);
     let ready = Arc::clone(&site.ready);
     // Programs wait for this line.
     eprintln!("listening on http://{address}");
@@ -192,7 +197,7 @@ fn open(config: &Config) -> Result<(recovery::Opened, Arc<Clock>), Error> {
     Ok((opened, Arc::new(Clock::not_before(known))))
 }
 
-fn site(config: &Config, address: std::net::SocketAddr, live: Live, refusals: Arc<Refusals>, disk_full: Arc<AtomicBool>) -> Site {
+fn site(config: &Config, address: std::net::SocketAddr, live: Live, known: Arc<KnownEndpoints>, refusals: Arc<Refusals>, disk_full: Arc<AtomicBool>) -> Site {
     let (now, door) = (Arc::clone(&live.clock), live.handle.door());
     Site {
         source: Arc::new(live),
@@ -200,6 +205,7 @@ fn site(config: &Config, address: std::net::SocketAddr, live: Live, refusals: Ar
         ingest: Ingest {
             door,
             templates: Arc::new(PathTemplates::new(&config.path_patterns)),
+            known,
             now: Arc::new(move || now.now()),
             body_bytes_max: config.body_bytes_max,
             disk_full,

@@ -8,6 +8,7 @@ use super::replay::{self, Replay};
 use crate::endpoint::PathTemplates;
 use crate::history::catalogue::Limits;
 use crate::history::closed_periods;
+use crate::ingest::known::KnownEndpoints;
 use crate::log::file::Reader;
 use crate::log::record::Position;
 use crate::log::snapshot;
@@ -68,7 +69,8 @@ pub fn redecide(data_dir: &Path, limits: Limits) -> Result<Vec<String>, replay::
     }
     let templates = PathTemplates::default();
     let mut out = Vec::new();
-    let mut replay = Replay::new(None, 15_000, limits, &templates, Vec::new(), &mut out, |_| ());
+    let known = KnownEndpoints::default();
+    let mut replay = Replay::new(None, 15_000, limits, &templates, &known, Vec::new(), &mut out, |_| ());
     replay.log(data_dir, |_| ())?;
     replay.finish_log()?;
     drop(replay);

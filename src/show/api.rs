@@ -1,7 +1,5 @@
 //! The JSON API under `/api/v1`. Its description is `openapi.json` beside this file; a test holds the two together.
 
-use std::collections::BTreeSet;
-
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, JsonRejection};
 use axum::extract::{FromRequestParts, State};
@@ -15,18 +13,21 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::guard::Identified;
+use super::question::{Query, Question, bad, ids_of};
 use super::{Scene, Site};
 use crate::counting::Cell;
-use crate::endpoint::{EndpointId, EndpointKey};
+use crate::endpoint::EndpointId;
 use crate::histogram::quantile::Quantile;
-use crate::history::query::{self, Sources};
+use crate::history::closed_periods::Wanted;
+use crate::history::query::{self, Taken};
+use crate::history::sum::Sum;
+use crate::history::totals::Sums;
 use crate::incident::{Marker, Silence, derived_id};
 use crate::ingest::http::Refusal;
 use crate::judge::{self, Command, ObjectiveState, Record};
+use crate::log::Position;
+use crate::time::Slot;
 use crate::time::{TimeRange, Timestamp, parse_duration_us};
-
-/// Points in one answer.
-const POINTS_MAX: i64 = 11_000;
 
 /// The description of the API.
 pub const OPENAPI_JSON: &str = include_str!("openapi.json");
@@ -69,19 +70,6 @@ pub(super) async fn method_not_allowed() -> Refusal {
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this path does not take this method; see /api/v1/openapi.json")
 }
 
-/// The query string; a bad one is answered as every error is.
-#[derive(Debug)]
-struct Query<T>(T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let query = axum::extract::Query::from_request_parts(parts, state).await;
-        query.map(|q| Self(q.0)).map_err(|e| bad(e.body_text()))
-    }
-}
-
 /// The part of the path that is open; likewise.
 #[derive(Debug)]
 struct Path(String);
@@ -99,10 +87,6 @@ pub(super) async fn not_found() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "not_found", "there is nothing under this path; see /api/v1/openapi.json")
 }
 
-fn bad(message: impl Into<String>) -> Refusal {
-    Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message)
-}
-
 fn broken(error: &dyn std::error::Error) -> Refusal {
     tracing::error!(%error, "a query failed");
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", error.to_string())
@@ -112,105 +96,67 @@ async fn timings(State(site): State<Site>, Extension(identified): Extension<Iden
     site.ingest.handle(&headers, identified.0, body).await
 }
 
-/// Which endpoints, which time.
-#[derive(Debug, Deserialize)]
-struct Question {
-    service: Option<String>,
-    env: Option<String>,
-    kind: Option<String>,
-    method: Option<String>,
-    route: Option<String>,
-    from: Option<String>,
-    to: Option<String>,
-    step: Option<String>,
-    q: Option<String>,
-    outcome: Option<String>,
-    threshold: Option<String>,
+/// Endpoints whose open slots one look takes: a look must not hold up commits.
+const OPEN_ENDPOINTS_MAX: usize = 400;
+
+/// Endpoints that one look lists.
+const LISTED_ENDPOINTS_MAX: usize = 500;
+
+/// What stays the same as long as no slot is closed and no minute goes from memory to history.
+fn moment(scene: &Scene<'_>) -> (Option<Slot>, Position) {
+    (scene.machine.judge.judged_to(), scene.kept.named_to)
 }
 
-impl Question {
-    fn matches(&self, key: &EndpointKey) -> bool {
-        let may = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|w| w == is);
-        may(&self.service, &key.service)
-            && may(&self.env, &key.env)
-            && may(&self.kind, &key.kind)
-            && may(&self.method, &key.method)
-            && may(&self.route, &key.route)
-    }
-
-    /// The range asked for; without one the last hour.
-    fn range(&self, now: Timestamp) -> Result<TimeRange, Refusal> {
-        let time = |name: &str, text: &Option<String>, default: Timestamp| match text.as_deref() {
-            None | Some("") => Ok(default),
-            Some(text) => Timestamp::parse(text).map_err(|e| bad(format!("{name}: {e}"))),
-        };
-        let to = time("to", &self.to, now)?;
-        let from = time("from", &self.from, to.plus_ms(-3_600_000))?;
-        if from >= to { Err(bad("`from` is not before `to`")) } else { Ok(TimeRange { from, to }) }
-    }
-
-    fn step_ms(&self) -> Result<Option<i64>, Refusal> {
-        let Some(text) = self.step.as_deref().filter(|s| !s.is_empty()) else { return Ok(None) };
-        let us = parse_duration_us(text).map_err(|e| bad(format!("step: {e}")))?;
-        if us == 0 || !us.is_multiple_of(60_000_000) {
-            return Err(bad(format!("step: `{text}` is not a multiple of 60s")));
+/// Takes what answers the question at one moment. With very many endpoints it is a few moments, between which nothing went from one place to another.
+async fn taken(site: &Site, question: &Question, range: TimeRange) -> Result<Taken, Refusal> {
+    let wanted = question.chosen(site).await?;
+    for _ in 0..10 {
+        let wanted = wanted.clone();
+        let (mut taken, ids, begun) = site
+            .look(move |scene| {
+                let ids = ids_of(&wanted, scene);
+                let mut taken = query::take(scene.kept, scene.index, wanted);
+                let (now, later) = ids.split_at(ids.len().min(OPEN_ENDPOINTS_MAX));
+                taken.add_open(&scene.machine.open, &Wanted::These(now.to_vec()), range);
+                (taken, later.to_vec(), moment(scene))
+            })
+            .await?;
+        let mut is_whole = true;
+        for ids in ids.chunks(OPEN_ENDPOINTS_MAX) {
+            let wanted = Wanted::These(ids.to_vec());
+            (taken, is_whole) = site
+                .look(move |scene| {
+                    taken.add_open(&scene.machine.open, &wanted, range);
+                    (taken, moment(scene) == begun)
+                })
+                .await?;
+            if !is_whole {
+                break;
+            }
         }
-        Ok(Some(i64::try_from(us / 1000).unwrap_or(i64::MAX)))
-    }
-
-    /// The stretches that get a point each.
-    fn stretches(&self, now: Timestamp) -> Result<Vec<TimeRange>, Refusal> {
-        let range = self.range(now)?;
-        let Some(step) = self.step_ms()? else { return Ok(vec![range]) };
-        let first = range.from.0.div_euclid(60_000) * 60_000;
-        let points = (range.to.0 - first).div_euclid(step) + 1;
-        if points > POINTS_MAX {
-            return Err(bad(format!("{points} points are over the limit of {POINTS_MAX}: ask for a longer step")));
+        if is_whole {
+            return Ok(taken);
         }
-        let starts = (0..points).map(|n| first + n * step).filter(|start| *start < range.to.0);
-        // The last stretch is as long as the others: a step is a step.
-        Ok(starts.map(|start| TimeRange { from: Timestamp(start), to: Timestamp(start + step) }).collect())
     }
-
-    fn chosen(&self, scene: &Scene<'_>) -> BTreeSet<EndpointId> {
-        let entries = scene.machine.catalogue.entries().iter().zip(0_u32..);
-        entries.filter(|(e, _)| self.matches(&e.key)).map(|(_, id)| EndpointId(id)).collect()
-    }
+    Err(super::stopping())
 }
 
-/// Takes what answers each stretch at one moment, then reads the files off the engine's thread.
-async fn cells(site: &Site, question: &Question, stretches: Vec<TimeRange>) -> Result<Vec<(TimeRange, Cell)>, Refusal> {
-    let asked = question.matcher();
-    let sources = site
-        .look(move |scene| {
-            let chosen = asked.chosen(scene);
-            let open = || scene.machine.open.cells();
-            stretches.into_iter().map(|range| query::sources(range, &scene.kept, chosen.clone(), scene.index, open())).collect::<Result<Vec<Sources>, _>>()
-        })
-        .await?
-        .map_err(|e| broken(&e))?;
+/// What is told of each stretch.
+async fn answers<T: Send + 'static>(
+    site: &Site,
+    question: &Question,
+    stretches: Vec<TimeRange>,
+    sum: Sum,
+    mut tell: impl FnMut(TimeRange, &Cell) -> Option<T> + Send + 'static,
+) -> Result<Vec<T>, Refusal> {
+    let (Some(first), Some(last)) = (stretches.first(), stretches.last()) else { return Ok(Vec::new()) };
+    let taken = taken(site, question, TimeRange { from: first.from, to: last.to }).await?;
     let reader = site.reader.clone();
-    let read = tokio::task::spawn_blocking(move || sources.iter().map(|s| s.read(&reader).map(|cell| (s.range, cell))).collect::<Result<Vec<_>, _>>());
+    let read = tokio::task::spawn_blocking(move || {
+        let mut told = Vec::new();
+        taken.read(&reader, &stretches, sum, |range, cell| told.extend(tell(range, cell))).map(|()| told)
+    });
     read.await.map_err(|e| broken(&e))?.map_err(|e| broken(&e))
-}
-
-impl Question {
-    fn matcher(&self) -> Self {
-        let Self { service, env, kind, method, route, .. } = self;
-        Self {
-            service: service.clone(),
-            env: env.clone(),
-            kind: kind.clone(),
-            method: method.clone(),
-            route: route.clone(),
-            from: None,
-            to: None,
-            step: None,
-            q: None,
-            outcome: None,
-            threshold: None,
-        }
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "7 days in microseconds is far below 2^53")]
@@ -232,20 +178,20 @@ async fn quantiles(State(site): State<Site>, Query(question): Query<Question>) -
         Some("failed") => Some(true),
         Some(other) => return Err(bad(format!("outcome: `{other}` is neither ok nor failed"))),
     };
-    let cells = cells(&site, &question, question.stretches(site.now())?).await?;
-    let points: Vec<Value> = cells
-        .iter()
-        .filter(|(_, cell)| !cell.is_empty())
-        .map(|(range, cell)| {
-            let mut histogram = if only == Some(true) { cell.failed.clone() } else { cell.passed.clone() };
-            if only.is_none() {
-                histogram.merge(&cell.failed);
-            }
-            let values: serde_json::Map<String, Value> =
-                asked.iter().filter_map(|(text, q)| histogram.quantile_us(*q).map(|us| (text.clone(), json!(seconds(us))))).collect();
-            json!({"from": range.from, "to": range.to, "count": histogram.count(), "failures": cell.failures().weight, "values": values})
-        })
-        .collect();
+    let stretches = question.stretches(site.now())?;
+    let points: Vec<Value> = answers(&site, &question, stretches, Sum::without_thresholds(), move |range, cell| {
+        if cell.is_empty() {
+            return None;
+        }
+        let mut histogram = if only == Some(true) { cell.failed.clone() } else { cell.passed.clone() };
+        if only.is_none() {
+            histogram.merge(&cell.failed);
+        }
+        let values: serde_json::Map<String, Value> =
+            asked.iter().filter_map(|(text, q)| histogram.quantile_us(*q).map(|us| (text.clone(), json!(seconds(us))))).collect();
+        Some(json!({"from": range.from, "to": range.to, "count": histogram.count(), "failures": cell.failures().weight, "values": values}))
+    })
+    .await?;
     Ok(Json(json!({"points": points})))
 }
 
@@ -253,45 +199,48 @@ async fn counts(State(site): State<Site>, Query(question): Query<Question>) -> R
     let text = question.threshold.as_deref().ok_or_else(|| bad("threshold: expected a duration such as 137ms"))?;
     let threshold_us = parse_duration_us(text).map_err(|e| bad(format!("threshold: {e}")))?;
     let range = question.range(site.now())?;
-    let asked = question.matcher();
+    let wanted = question.chosen(&site).await?;
     let configured = site
         .look(move |scene| {
-            let mut chosen = asked.chosen(scene).into_iter().peekable();
+            let mut chosen = ids_of(&wanted, scene).into_iter().peekable();
             let promises = scene.machine.judge.promises();
             let counted = |id: EndpointId| scene.machine.catalogue.entry(id).is_some_and(|e| promises.counting_of(&e.key).0.contains(&threshold_us));
             chosen.peek().is_some() && chosen.all(counted)
         })
         .await?;
-    let cells = cells(&site, &question, vec![range]).await?;
-    let (range, cell) = &cells[0];
-    let count = cell.at_threshold(threshold_us);
-    let (good, unsure, total) = (count.within.weight, count.unsure.weight, cell.total().weight);
-    Ok(Json(if configured && unsure == 0 {
-        json!({"from": range.from, "to": range.to, "good": good, "total": total})
-    } else {
-        json!({"from": range.from, "to": range.to, "good_low": good, "good_high": good + unsure, "total": total})
-    }))
+    let counts = answers(&site, &question, vec![range], Sum::default(), move |range, cell| {
+        let count = cell.at_threshold(threshold_us);
+        let (good, unsure, total) = (count.within.weight, count.unsure.weight, cell.total().weight);
+        Some(if configured && unsure == 0 {
+            json!({"from": range.from, "to": range.to, "good": good, "total": total})
+        } else {
+            json!({"from": range.from, "to": range.to, "good_low": good, "good_high": good + unsure, "total": total})
+        })
+    });
+    Ok(Json(counts.await?.pop().unwrap_or_default()))
 }
 
 async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
-    let asked = question.matcher();
-    let list = site
-        .look(move |scene| {
-            let machine = scene.machine;
-            let chosen = asked.chosen(scene);
-            let list = chosen.into_iter().filter_map(|id| {
-                let entry = machine.catalogue.entry(id)?;
-                let total = &machine.totals[id.0 as usize];
-                Some(json!({
-                    "service": entry.key.service, "env": entry.key.env, "kind": entry.key.kind, "method": entry.key.method, "route": entry.key.route,
-                    "critical": machine.is_critical(entry), "state": state_of(machine, id),
-                    "requests": total.total().weight, "failures": total.failures().weight,
-                }))
-            });
-            list.collect::<Vec<Value>>()
-        })
-        .await?;
+    let wanted = question.chosen(&site).await?;
+    let ids = site.look(move |scene| ids_of(&wanted, scene)).await?;
+    let mut list: Vec<Value> = Vec::with_capacity(ids.len());
+    for ids in ids.chunks(LISTED_ENDPOINTS_MAX) {
+        let ids = ids.to_vec();
+        list.extend(site.look(move |scene| ids.into_iter().filter_map(|id| listed(scene, id)).collect::<Vec<_>>()).await?);
+    }
     Ok(Json(json!({"endpoints": list})))
+}
+
+fn listed(scene: &Scene<'_>, id: EndpointId) -> Option<Value> {
+    let machine = scene.machine;
+    let entry = machine.catalogue.entry(id)?;
+    let Sums { outcomes, .. } = machine.total_of(id);
+    let [_, _, errors, timeouts] = outcomes;
+    Some(json!({
+        "service": entry.key.service, "env": entry.key.env, "kind": entry.key.kind, "method": entry.key.method, "route": entry.key.route,
+        "critical": machine.is_critical(entry), "state": state_of(machine, id),
+        "requests": outcomes.into_iter().fold(0, u64::saturating_add), "failures": errors.saturating_add(timeouts),
+    }))
 }
 
 fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {
@@ -313,13 +262,8 @@ fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {
 }
 
 async fn objectives(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
-    let asked = question.matcher();
-    let list = site
-        .look(move |scene| {
-            let chosen = asked.chosen(scene);
-            scene.machine.judge.objectives().filter(|o| chosen.contains(&o.endpoint)).collect::<Vec<_>>()
-        })
-        .await?;
+    let chosen = question.chosen(&site).await?;
+    let list = site.look(move |scene| scene.machine.judge.objectives().filter(|o| chosen.contains(o.endpoint)).collect::<Vec<_>>()).await?;
     Ok(Json(json!({"objectives": list})))
 }
 
@@ -490,13 +434,15 @@ async fn senders(State(site): State<Site>) -> Result<Json<Value>, Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn the_description_has_the_paths_that_are_served_and_no_others() {
         let description: Value = serde_json::from_str(OPENAPI_JSON).unwrap();
         let described: BTreeSet<&str> = description["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-        let served: BTreeSet<&str> = PATHS.iter().copied().chain(["/metrics", "/livez", "/readyz"]).collect();
+        let served: BTreeSet<&str> = PATHS.iter().copied().chain(["/metrics", "/metrics/endpoints", "/livez", "/readyz"]).collect();
         assert_eq!(described, served);
         // Every reference leads somewhere.
         for name in OPENAPI_JSON.split("\"#").skip(1).filter_map(|rest| rest.split('"').next()) {

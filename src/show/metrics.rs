@@ -1,43 +1,147 @@
-//! `/metrics` in the text format 0.0.4, through the `prometheus` crate: Slowburn itself, objectives, incidents, critical endpoints, and the busiest others up to a limit
-//! that says when it cuts.
+//! Metrics in the text format 0.0.4. `/metrics`: Slowburn itself, objectives, incidents, critical endpoints, and the busiest others up to a limit that says when it
+//! cuts. `/metrics/endpoints`: all endpoints, or those that the query names.
 //!
 //! Families are built from the state at each scrape; nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart;
-//! what is counted in memory only is a gauge named `slowburn_process_*`.
+//! what is counted in memory only is a gauge named `slowburn_process_*`. Endpoints are taken a thousand at a time, so that no look holds up commits.
+
+use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::header;
-use axum::response::IntoResponse;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType, Quantile as QuantileProto, Summary};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder as _, TextEncoder};
 
+use super::exposition::{Detail, Exported, Page};
+use super::question::{Query, Question, ids_of};
 use super::{Scene, Site};
-use crate::counting::{Cell, Outcome};
+use crate::counting::Cell;
 use crate::endpoint::{EndpointId, EndpointKey};
-use crate::histogram::quantile::Quantile;
+use crate::history::catalogue::{Entry, Marked};
+use crate::history::closed_periods::Wanted;
+use crate::history::totals::Sums;
 use crate::ingest::Fate;
 use crate::ingest::http::Refusal;
+use crate::judge::Promises;
 use crate::notify::outbox::LaneStatus;
+use crate::time::{TimeRange, Timestamp};
 
-/// Bounds of the classic histogram in microseconds; each objective's threshold is added.
-const BOUNDS_US: [u64; 14] =
-    [5_000, 10_000, 25_000, 50_000, 75_000, 100_000, 250_000, 500_000, 750_000, 1_000_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000];
+/// Endpoints on one page of `/metrics/endpoints`.
+const PAGE_ENDPOINTS_MAX: usize = 200_000;
+
+/// Endpoints that one look takes: about a tenth of a millisecond.
+const LOOK_ENDPOINTS_MAX: usize = 1_000;
+
+/// Critical endpoints, with their histograms, that one look takes.
+const LOOK_CRITICAL_MAX: usize = 25;
+
+const TEXT: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
 
 pub(super) fn routes() -> Router<Site> {
-    Router::new().route("/metrics", get(metrics))
+    Router::new().route("/metrics", get(metrics)).route("/metrics/endpoints", get(endpoints))
 }
 
-async fn metrics(State(site): State<Site>) -> Result<impl IntoResponse, Refusal> {
+async fn metrics(State(site): State<Site>) -> Result<Response, Refusal> {
     let (lanes, work, limit) = (site.source.lanes(), site.source.work(), site.exported_endpoints_max);
-    let families = site.look(move |scene| gather(scene, &lanes, work, limit)).await?;
+    let first = site.look(move |scene| own(scene, &lanes, work).into_iter().chain(of_objectives(scene)).collect::<Vec<_>>()).await?;
+    let (all, critical) = exported(&site, &Question::default()).await?;
+    let (chosen, left_out) = busiest(all, &critical, limit);
+    let page = page(&site, first, chosen, left_out, critical).await?;
+    // It is small: whoever reads it knows how long it is.
+    Ok((TEXT, page.into_bytes()).into_response())
+}
+
+async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -> Result<Response, Refusal> {
+    let (mut all, critical) = exported(&site, &question).await?;
+    let left_out = all.len().saturating_sub(PAGE_ENDPOINTS_MAX);
+    all.truncate(PAGE_ENDPOINTS_MAX);
+    let page = page(&site, Vec::new(), all, left_out, critical).await?;
+    Ok((TEXT, Body::new(page)).into_response())
+}
+
+/// The endpoints that are asked for, without details; and which of them are critical.
+async fn exported(site: &Site, question: &Question) -> Result<(Vec<Exported>, Vec<EndpointId>), Refusal> {
+    let wanted = question.chosen(site).await?;
+    let (promises, ids) = site.look(move |scene| (scene.machine.judge.promises().clone(), ids_of(&wanted, scene))).await?;
+    let (mut all, mut critical) = (Vec::with_capacity(ids.len()), Vec::new());
+    for ids in ids.chunks(LOOK_ENDPOINTS_MAX) {
+        let ids = ids.to_vec();
+        let some = site
+            .look(move |scene| {
+                let machine = scene.machine;
+                let entries = ids.into_iter().filter_map(|id| machine.catalogue.entry(id).map(|entry| (id, entry)));
+                let export = |(id, entry): (EndpointId, &Entry)| {
+                    let endpoint = Exported { id, key: Arc::clone(&entry.key), total: machine.total_of(id), detail: None };
+                    (endpoint, entry.marked)
+                };
+                entries.map(export).collect::<Vec<_>>()
+            })
+            .await?;
+        for (endpoint, marked) in some {
+            if is_critical(&promises, &endpoint.key, marked) {
+                critical.push(endpoint.id);
+            }
+            all.push(endpoint);
+        }
+    }
+    Ok((all, critical))
+}
+
+fn is_critical(promises: &Promises, key: &EndpointKey, marked: Marked) -> bool {
+    marked == Marked::Critical || promises.is_critical(key)
+}
+
+/// Critical endpoints, then those with the most requests, by number; and how many were left out.
+fn busiest(mut all: Vec<Exported>, critical: &[EndpointId], limit: usize) -> (Vec<Exported>, usize) {
+    let limit = limit.max(critical.len());
+    let left_out = all.len().saturating_sub(limit);
+    if left_out > 0 {
+        all.sort_by_cached_key(|e| (critical.binary_search(&e.id).is_err(), u64::MAX - e.requests(), e.id));
+        all.truncate(limit);
+        all.sort_unstable_by_key(|e| e.id);
+    }
+    (all, left_out)
+}
+
+async fn page(site: &Site, mut families: Vec<MetricFamily>, mut endpoints: Vec<Exported>, left_out: usize, critical: Vec<EndpointId>) -> Result<Page, Refusal> {
+    let mut truncated = Family::new(
+        "slowburn_export_truncated_endpoints",
+        "Endpoints that are not on this page, because the limit of exported endpoints is reached.",
+        MetricType::GAUGE,
+    );
+    truncated.gauge(vec![], float(left_out as u64));
+    families.push(truncated.0);
+    // An empty family is refused by the encoder.
+    families.retain(|f| !f.get_metric().is_empty());
+    for ids in critical.chunks(LOOK_CRITICAL_MAX) {
+        let ids = ids.to_vec();
+        for (id, total, detail) in site.look(move |scene| details(scene, ids)).await? {
+            if let Ok(at) = endpoints.binary_search_by_key(&id, |e| e.id) {
+                // Of one moment, so that no bucket holds more than all.
+                (endpoints[at].total, endpoints[at].detail) = (total, Some(Box::new(detail)));
+            }
+        }
+    }
     let mut out = Vec::new();
-    let encoder = TextEncoder::new();
-    encoder.encode(&families, &mut out).map_err(|e| {
+    TextEncoder::new().encode(&families, &mut out).map_err(|e| {
         tracing::error!(error = %e, "metrics cannot be encoded");
-        Refusal::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "metrics", e.to_string())
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", e.to_string())
     })?;
-    Ok(([(header::CONTENT_TYPE, encoder.format_type().to_owned())], out))
+    Ok(Page::new(out, endpoints))
+}
+
+fn details(scene: &Scene<'_>, ids: Vec<EndpointId>) -> Vec<(EndpointId, Sums, Detail)> {
+    let mut recent: std::collections::HashMap<EndpointId, Cell> = std::collections::HashMap::new();
+    let wanted = Wanted::These(ids);
+    scene.machine.open.visit(&wanted, TimeRange { from: Timestamp(0), to: Timestamp(i64::MAX) }, |_, id, cell| recent.entry(id).or_default().merge(cell));
+    let Wanted::These(ids) = wanted else { return Vec::new() };
+    let nothing = Cell::default();
+    let of = |id: EndpointId| recent.get(&id).unwrap_or(&nothing);
+    let detail = |id: EndpointId| Some((id, scene.machine.total_of(id), Detail::new(scene.machine.cell_of(id)?, of(id))));
+    ids.into_iter().filter_map(detail).collect()
 }
 
 fn label(name: &str, value: &str) -> LabelPair {
@@ -90,42 +194,6 @@ impl Family {
         gauge.set_value(value);
         self.metric(labels).set_gauge(gauge);
     }
-}
-
-fn gather(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4], limit: usize) -> Vec<MetricFamily> {
-    let mut families = own(scene, lanes, work);
-    let exported = exported(scene, limit);
-    let mut truncated = Family::new(
-        "slowburn_export_truncated_endpoints",
-        "Endpoints that are not exported, because the limit of exported endpoints is reached.",
-        MetricType::GAUGE,
-    );
-    truncated.gauge(vec![], float((scene.machine.catalogue.entries().len() - exported.len()) as u64));
-    families.push(truncated.0);
-    families.extend(of_endpoints(scene, &exported));
-    families.extend(of_objectives(scene));
-    // An empty family is refused by the encoder.
-    families.retain(|f| !f.get_metric().is_empty());
-    families
-}
-
-/// Critical endpoints, then those with the most requests.
-fn exported(scene: &Scene<'_>, limit: usize) -> Vec<EndpointId> {
-    let machine = scene.machine;
-    let mut all: Vec<(bool, u64, EndpointId)> = machine
-        .catalogue
-        .entries()
-        .iter()
-        .zip(&machine.totals)
-        .zip(0_u32..)
-        .map(|((e, total), id)| (!machine.is_critical(e), u64::MAX - total.total().weight, EndpointId(id)))
-        .collect();
-    all.sort_unstable();
-    let critical = all.iter().filter(|e| !e.0).count();
-    all.truncate(limit.max(critical));
-    let mut ids: Vec<EndpointId> = all.into_iter().map(|e| e.2).collect();
-    ids.sort_unstable();
-    ids
 }
 
 fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFamily> {
@@ -183,76 +251,6 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
         families.push(family.0);
     }
     families
-}
-
-fn of_endpoints(scene: &Scene<'_>, exported: &[EndpointId]) -> Vec<MetricFamily> {
-    let machine = scene.machine;
-    let mut requests = Family::new("slowburn_requests_total", "Requests by outcome.", MetricType::COUNTER);
-    let mut durations = Family::new(
-        "slowburn_request_duration_seconds",
-        "Durations of requests; bounds at thresholds of objectives are exact, others within 1 %. Endpoints that are not critical have no bound but +Inf.",
-        MetricType::HISTOGRAM,
-    );
-    let mut recent = Family::new(
-        "slowburn_endpoint_latency_seconds",
-        "Latency of critical endpoints over the minutes in memory, absent without requests; sum and count are of all requests ever.",
-        MetricType::SUMMARY,
-    );
-    let mut open: std::collections::HashMap<EndpointId, Cell> = std::collections::HashMap::new();
-    for (_, id, cell) in machine.open.cells() {
-        open.entry(id).or_default().merge(cell);
-    }
-    for &id in exported {
-        let (Some(entry), total) = (machine.catalogue.entry(id), &machine.totals[id.0 as usize]) else { continue };
-        let labels = labels_of(&entry.key);
-        for outcome in Outcome::ALL {
-            requests.counter(with(labels.clone(), "outcome", outcome.name()), total.outcomes[outcome as usize].weight);
-        }
-        let critical = machine.is_critical(entry);
-        durations.metric(labels.clone()).set_histogram(classic(total, critical));
-        if let Some(cell) = open.get(&id).filter(|_| critical) {
-            recent.metric(with(labels, "window", "1m")).set_summary(summary(cell, total));
-        }
-    }
-    vec![requests.0, durations.0, recent.0]
-}
-
-fn classic(total: &Cell, critical: bool) -> Histogram {
-    let mut histogram = Histogram::default();
-    histogram.set_sample_count(total.total().weight);
-    histogram.set_sample_sum(float(total.sum_us) / 1e6);
-    if critical {
-        let mut bounds: Vec<u64> = BOUNDS_US.into_iter().chain(total.thresholds.iter().map(|t| t.threshold_us)).collect();
-        bounds.sort_unstable();
-        bounds.dedup();
-        let buckets = bounds.into_iter().map(|us| {
-            let count = total.at_threshold(us);
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(float(us) / 1e6);
-            bucket.set_cumulative_count(count.within.weight + count.failed_within.weight);
-            bucket
-        });
-        histogram.set_bucket(buckets.collect());
-    }
-    histogram
-}
-
-/// Quantiles of what is recent; sum and count of everything, since they are counters.
-fn summary(recent: &Cell, total: &Cell) -> Summary {
-    let mut all = recent.passed.clone();
-    all.merge(&recent.failed);
-    let mut summary = Summary::default();
-    summary.set_sample_count(total.total().weight);
-    summary.set_sample_sum(float(total.sum_us) / 1e6);
-    let quantiles = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)].into_iter().filter_map(|(text, number)| {
-        let us = all.quantile_us(Quantile::parse(text).ok()?)?;
-        let mut quantile = QuantileProto::default();
-        quantile.set_quantile(number);
-        quantile.set_value(float(us) / 1e6);
-        Some(quantile)
-    });
-    summary.set_quantile(quantiles.collect());
-    summary
 }
 
 fn of_objectives(scene: &Scene<'_>) -> Vec<MetricFamily> {

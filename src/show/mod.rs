@@ -3,9 +3,11 @@
 //! How the state is reached is the business of whoever runs it: [`Source`].
 
 pub mod api;
+mod exposition;
 pub mod guard;
 pub mod health;
 pub mod metrics;
+mod question;
 
 use std::future::Future;
 use std::pin::Pin;

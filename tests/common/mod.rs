@@ -12,9 +12,11 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use slowburn::config::Config;
+use slowburn::endpoint::EndpointId;
 use slowburn::endpoint::PathTemplates;
 use slowburn::history::catalogue::Limits;
 use slowburn::ingest::http::{Ingest, Refusal, Refusals};
+use slowburn::ingest::known::KnownEndpoints;
 use slowburn::judge::{self, Command, Promises, Record};
 use slowburn::notify::outbox::LaneStatus;
 use slowburn::run::clock::Clock;
@@ -82,8 +84,8 @@ struct Direct {
 impl Source for Direct {
     fn look(&self, look: Look) -> Result<(), Refusal> {
         let clock = Arc::clone(&self.clock);
-        let seen = self.handle.send_look(Box::new(move |machine, keeper| {
-            look(&Scene { machine, index: &keeper.index, kept: keeper.kept(machine, clock.now()) });
+        let seen = self.handle.send_look(Box::new(move |machine, history| {
+            look(&Scene { machine, index: &history.index, kept: history.kept(machine, clock.now()) });
         }));
         seen.map_err(|_| show::stopping())
     }
@@ -122,6 +124,8 @@ impl Server {
         let clock = Arc::new(Clock::by_hand(now));
         let refusals = Arc::new(Refusals::default());
         let disk_full = Arc::new(AtomicBool::new(false));
+        let known = Arc::new(KnownEndpoints::default());
+        known.add(opened.machine.catalogue.numbered_from(EndpointId(0)));
         let (engine, handle) = live::engine(
             opened.machine,
             opened.log.in_segments_of(segment_bytes),
@@ -130,10 +134,12 @@ impl Server {
             100,
             0,
             Arc::clone(&refusals),
+            Arc::clone(&known),
             Arc::clone(&disk_full),
             Arc::new(Gauges::default()),
             drop,
-        );
+        )
+        .unwrap();
         let engine = std::thread::spawn(move || engine.run());
         let now = Arc::clone(&clock);
         let site = Site {
@@ -142,6 +148,7 @@ impl Server {
             ingest: Ingest {
                 door: handle.door(),
                 templates: Arc::new(PathTemplates::default()),
+                known,
                 now: Arc::new(move || now.now()),
                 body_bytes_max: 1 << 20,
                 disk_full,

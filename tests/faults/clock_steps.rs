@@ -62,7 +62,7 @@ impl Stepped {
     }
 
     fn counted(&self) -> u64 {
-        self.server.look(|m| m.totals.iter().map(|c| c.total().weight).sum())
+        self.server.look(|m| m.totals.iter().map(|c| c.sums.requests()).sum())
     }
 
     fn judged_to(&self) -> Slot {

@@ -1,6 +1,6 @@
 //! A data directory driven by the engine's own pieces in the engine's own order, on one thread and a clock by hand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,7 +8,10 @@ use slowburn::counting::{Cell, Outcome, Span, Tally};
 use slowburn::endpoint::{EndpointId, EndpointKey};
 use slowburn::histogram::Digits;
 use slowburn::history::catalogue::{Entry, Marked};
+use slowburn::history::closed_periods::Wanted;
+use slowburn::history::counts::Writer;
 use slowburn::history::query;
+use slowburn::history::sum::Sum;
 use slowburn::ingest::batch_keys::{Answered, Committed, Identity, Known};
 use slowburn::judge::Command;
 use slowburn::log::record::Position;
@@ -24,6 +27,8 @@ use crate::common::{Chance, DAY, HOUR, LIMITS, MINUTE, promises};
 pub const START: i64 = 1_767_571_200_000 - 3 * MINUTE;
 
 pub const RETENTION: Retention = Retention { minutes_ms: 8 * DAY, hours_ms: 400 * DAY, log_ms: 26 * HOUR };
+
+const SNAPSHOT_EVERY_MS: i64 = 30_000;
 
 /// A few dozen batches.
 pub const SEGMENT_BYTES: u64 = 16 << 10;
@@ -61,7 +66,7 @@ pub struct Batch {
 
 /// A few timings of some endpoints around now, some for closed minutes; large now and then.
 pub fn batch(chance: &mut Chance, key: u128, now: Timestamp) -> Batch {
-    let mut cells = BTreeMap::<(EndpointId, Slot), Cell>::new();
+    let mut cells = BTreeMap::<(Slot, EndpointId), Cell>::new();
     let mut counts = Counts::new();
     let timings = if chance.below(9) == 0 { 60 } else { 2 + chance.below(5) };
     for _ in 0..timings {
@@ -69,19 +74,22 @@ pub fn batch(chance: &mut Chance, key: u128, now: Timestamp) -> Batch {
         let late = [0, 0, 0, 3_000, 9_000, 70_000, HOUR][chance.below(7) as usize];
         let is_burning = route < 2 && (now.0 / 40_000) % 2 == 0;
         let outcome = if is_burning && chance.below(2) == 0 { Outcome::Error } else { Outcome::Ok };
-        let cell = cells.entry((EndpointId(route as u32), Slot::containing(Timestamp(now.0 - late)))).or_insert_with(|| Cell::new(&[], Digits::Two));
+        let cell = cells.entry((Slot::containing(Timestamp(now.0 - late)), EndpointId(route as u32))).or_insert_with(|| Cell::new(&[], Digits::Two));
         cell.record(outcome, Span::exact(100 + chance.below(1_000_000)), Tally { weight, observed: weight });
         *counts.entry(route).or_default() += weight;
     }
     let answer = Answered { at: now, body: key as u64, accepted: timings, rejected: 0 };
-    let cells = cells.into_iter().map(|((id, slot), cell)| (id, slot, cell)).collect();
-    Batch { key, counts, delta: Delta { cells, batches: vec![Committed { key: Some(key), sender: None, answer }], ..Delta::default() } }
+    // In the order of slot and endpoint.
+    let mut writer = Writer::default();
+    cells.iter().for_each(|((slot, id), cell)| writer.cell(*slot, *id, cell));
+    Batch { key, counts, delta: Delta { counts: writer.finish(), batches: vec![Committed { key: Some(key), sender: None, answer }], ..Delta::default() } }
 }
 
 /// An opened directory and its state after each frame.
 pub struct DataDir {
     pub opened: Opened,
     pub now: Timestamp,
+    last_checkpoint: Timestamp,
     staged: Vec<(Position, Delta, Effects)>,
     /// Hash of the state after each frame, if that is wanted.
     pub states: Option<BTreeMap<Position, u64>>,
@@ -90,7 +98,6 @@ pub struct DataDir {
 pub fn open(dir: &Path, now: Timestamp) -> Result<Opened, disk::Error> {
     let mut opened = recovery::open(dir, LIMITS, RETENTION, now, false)?;
     opened.log = opened.log.in_segments_of(SEGMENT_BYTES);
-    opened.keeper.snapshot_every_ms = 30_000;
     Ok(opened)
 }
 
@@ -98,7 +105,7 @@ impl DataDir {
     /// A new one with five endpoints, two of them with objectives.
     pub fn new(dir: &Path) -> Self {
         let now = Timestamp(START);
-        let mut new = Self { opened: open(dir, now).unwrap(), now, staged: Vec::new(), states: None };
+        let mut new = Self { opened: open(dir, now).unwrap(), now, last_checkpoint: now, staged: Vec::new(), states: None };
         let key =
             |route: u64| EndpointKey { service: "shop".into(), env: String::new(), kind: "http".into(), method: "GET".into(), route: format!("/{route}") };
         let endpoints = (0..ROUTES).map(|route| Entry { key: Arc::new(key(route)), marked: Marked::No }).collect();
@@ -110,7 +117,7 @@ impl DataDir {
     }
 
     pub fn from_opened(opened: Opened, now: Timestamp) -> Self {
-        Self { opened, now, staged: Vec::new(), states: None }
+        Self { opened, now, last_checkpoint: now, staged: Vec::new(), states: None }
     }
 
     /// Opens one that is there.
@@ -164,10 +171,11 @@ impl DataDir {
             closed = true;
         }
         self.commit()?;
-        Ok(closed && self.opened.keeper.is_due(self.now))
+        Ok(closed && self.now.0 - self.last_checkpoint.0 >= SNAPSHOT_EVERY_MS)
     }
 
     pub fn checkpoint(&mut self) -> Result<(), disk::Error> {
+        self.last_checkpoint = self.now;
         self.opened.keeper.checkpoint(&mut self.opened.machine, self.now)
     }
 }
@@ -175,7 +183,8 @@ impl DataDir {
 /// A hash of everything that the machine shows but the batch keys, which the log must outlive. The judge forgets slots that no window sees any more when it comes by; so not of those.
 pub fn state(opened: &Opened) -> u64 {
     let machine = &opened.machine;
-    let counts = format!("{:?} {:?} {:?} {:?}", machine.open, machine.totals, machine.fates, machine.catalogue.entries());
+    let open: Vec<_> = machine.open.cells().collect();
+    let counts = format!("{open:?} {:?} {:?} {:?}", machine.totals, machine.fates, machine.catalogue.entries());
     let rest = format!("{:?} {} {} {:?}", machine.keys.senders(), machine.in_flight_reports, machine.details, machine.delivered);
     let judge = &machine.judge;
     let objectives = serde_json::to_string(&judge.objectives().collect::<Vec<_>>()).unwrap();
@@ -188,10 +197,14 @@ pub fn counted(opened: &Opened, now: Timestamp) -> [Counts; 2] {
     let Opened { machine, keeper, .. } = opened;
     let (all, kept) = (TimeRange { from: Timestamp(0), to: Timestamp(now.0 + DAY) }, keeper.kept(machine, now));
     let stored = |id: u32| {
-        let sources = query::sources(all, &kept, BTreeSet::from([EndpointId(id)]), &keeper.index, machine.open.cells()).unwrap();
-        sources.read(&keeper.reader()).unwrap().total().weight
+        let wanted = Wanted::These(vec![EndpointId(id)]);
+        let mut taken = query::take(kept, &keeper.index, wanted.clone());
+        taken.add_open(&machine.open, &wanted, all);
+        let mut weight = 0;
+        taken.read(&keeper.reader(), &[all], Sum::default(), |_, cell| weight += cell.total().weight).unwrap();
+        weight
     };
-    let ever = machine.totals.iter().enumerate().map(|(id, cell)| (id as u64, cell.total().weight));
+    let ever = machine.totals.iter().enumerate().map(|(id, total)| (id as u64, total.sums.requests()));
     let history = (0..machine.totals.len() as u64).map(|id| (id, stored(id as u32)));
     [ever.filter(|c| c.1 > 0).collect(), history.filter(|c| c.1 > 0).collect()]
 }

@@ -173,7 +173,7 @@ fn real_answers_are_as_described_from_the_first_timing_to_an_acknowledged_incide
     d.server.send(&[("Slowburn-Sender", "shop-1; epoch=1; seq=1")], "[]").taken(0, 0);
     d.get("/api/v1/senders", "");
     d.get("/api/v1/openapi.json", "");
-    for path in ["/metrics", "/livez", "/readyz"] {
+    for path in ["/metrics", "/metrics/endpoints", "/livez", "/readyz"] {
         d.get(path, "");
     }
     d.ask("GET", "/api/v1/incidents/{id}", "/api/v1/incidents/none", "", "");

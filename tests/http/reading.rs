@@ -91,6 +91,47 @@ fn counts_are_exact_for_a_configured_threshold_and_bounded_for_another() {
 }
 
 #[test]
+fn the_page_of_all_endpoints_has_those_that_are_named() {
+    let config = "[limits]\nexported_endpoints = 1\n[[endpoint]]\nservice = 'shop'\nroute = '/a'\nobjectives = [{ latency = '50ms', target = '99%' }]\n";
+    let server = Server::start(config, &[]);
+    let start = now_ms() / MINUTE * MINUTE;
+    server.send_ndjson(minute("shop", start, 100, 96).as_bytes()).taken(100, 0);
+    server.send_ndjson(format!(r#"{{"ts":{start},"service":"o\"ther\\","route":"/b","duration_ms":1.5}}"#).as_bytes()).taken(1, 0);
+    let page = |query: &str| server.request("GET", &format!("/metrics/endpoints{query}"), &[], b"");
+    assert!(page("").header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
+    let shop = r#"{service="shop",env="",kind="http",method="GET",route="/a""#;
+    let other = r#"{service="o\"ther\\",env="",kind="http",method="",route="/b""#;
+    let all = page("").text();
+    for line in [
+        format!("slowburn_requests_total{shop},outcome=\"ok\"}} 95"),
+        format!("slowburn_requests_total{shop},outcome=\"error\"}} 5"),
+        format!("slowburn_request_duration_seconds_bucket{shop},le=\"0.05\"}} 50"),
+        format!("slowburn_request_duration_seconds_bucket{shop},le=\"+Inf\"}} 100"),
+        format!("slowburn_request_duration_seconds_sum{shop}}} 5.05"),
+        format!("slowburn_endpoint_latency_seconds_count{shop},window=\"1m\"}} 100"),
+        format!("slowburn_requests_total{other},outcome=\"ok\"}} 1"),
+        format!("slowburn_request_duration_seconds_sum{other}}} 0.0015"),
+        "slowburn_export_truncated_endpoints 0".to_owned(),
+    ] {
+        assert!(all.contains(&format!("\n{line}\n")), "{line} in {all}");
+    }
+    assert_eq!(all.matches("# TYPE slowburn_requests_total counter").count(), 1);
+    for (query, has_shop, has_other) in [
+        ("?service=shop", true, false),
+        ("?route=/b", false, true),
+        ("?service=shop&env=&kind=http&method=GET&route=/a", true, false),
+        ("?service=shop&env=prod", false, false),
+    ] {
+        let text = page(query).text();
+        assert_eq!((text.contains(shop), text.contains(other)), (has_shop, has_other), "{query}: {text}");
+    }
+    page("?service=a&service=b").refused(400, "duplicate");
+    // The critical one stays, the other one is counted as left out.
+    let small = server.request("GET", "/metrics", &[], b"").text();
+    assert!(small.contains(shop) && !small.contains(other) && small.contains("\nslowburn_export_truncated_endpoints 1\n"), "{small}");
+}
+
+#[test]
 fn silences_and_markers_are_made_listed_and_ended() {
     let server = Server::start("", &[]);
     let now = now_ms();

@@ -6,12 +6,14 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use slowburn::config::Config;
+use slowburn::endpoint::EndpointId;
 use slowburn::endpoint::PathTemplates;
 use slowburn::ingest::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
 use slowburn::ingest::batch_keys::Identity;
 use slowburn::ingest::commit::{Answer, Submission};
 use slowburn::ingest::http::Refusals;
 use slowburn::ingest::json::read_ndjson;
+use slowburn::ingest::known::KnownEndpoints;
 use slowburn::judge::{Command, Record, SlotClosed};
 use slowburn::log::file::Reader;
 use slowburn::log::record::Position;
@@ -28,18 +30,21 @@ pub struct Server {
     dir: TempDir,
     clock: Arc<Clock>,
     handle: Handle,
+    known: Arc<KnownEndpoints>,
     thread: JoinHandle<()>,
     config: String,
     runtime: tokio::runtime::Runtime,
 }
 
-type Parts = (Handle, JoinHandle<()>);
+type Parts = (Handle, Arc<KnownEndpoints>, JoinHandle<()>);
 
 fn launch(dir: &Path, clock: &Arc<Clock>, text: &str, runtime: &tokio::runtime::Runtime) -> Parts {
     let config = Config::parse("test.toml", text).unwrap();
     let retention = Retention { minutes_ms: config.keep_minutes_ms, hours_ms: config.keep_hours_ms, log_ms: config.keep_log_ms };
     let opened = recovery::open(dir, config.endpoint_limits, retention, clock.now(), false).unwrap();
     let (before, is_new) = (opened.machine.judge.promises().clone(), opened.machine.position.0 == 0);
+    let known = Arc::new(KnownEndpoints::default());
+    known.add(opened.machine.catalogue.numbered_from(EndpointId(0)));
     let (engine, handle) = live::engine(
         opened.machine,
         opened.log,
@@ -48,10 +53,12 @@ fn launch(dir: &Path, clock: &Arc<Clock>, text: &str, runtime: &tokio::runtime::
         1_000,
         0,
         Arc::new(Refusals::default()),
+        Arc::clone(&known),
         Arc::new(AtomicBool::new(false)),
         Arc::new(Gauges::default()),
         |_| (),
-    );
+    )
+    .unwrap();
     let lock = opened.lock;
     let thread = std::thread::spawn(move || {
         engine.run().unwrap();
@@ -61,7 +68,7 @@ fn launch(dir: &Path, clock: &Arc<Clock>, text: &str, runtime: &tokio::runtime::
     if is_new || config.promises.clone().dated(&before, None) != *before {
         runtime.block_on(handle.decide(Command::Configure(clock.now(), config.promises))).unwrap().unwrap();
     }
-    (handle, thread)
+    (handle, known, thread)
 }
 
 impl Server {
@@ -69,8 +76,8 @@ impl Server {
     pub fn start(config: &str, now: Timestamp) -> Self {
         let (dir, clock) = (TempDir::new().unwrap(), Arc::new(Clock::by_hand(now)));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (handle, thread) = launch(dir.path(), &clock, config, &runtime);
-        Self { dir, clock, handle, thread, config: config.to_owned(), runtime }
+        let (handle, known, thread) = launch(dir.path(), &clock, config, &runtime);
+        Self { dir, clock, handle, known, thread, config: config.to_owned(), runtime }
     }
 
     /// Moves the clock; when it returns, everything that is due is judged.
@@ -85,11 +92,12 @@ impl Server {
     /// Sends NDJSON; all of it is taken.
     pub fn send(&self, body: &str) {
         let templates = PathTemplates::default();
-        let mut admission = Admission::new(&templates, TimeLimits { now: self.clock.now(), past_ms: PAST_MS, future_ms: FUTURE_MS });
+        let mut admission = Admission::new(&templates, &self.known, TimeLimits { now: self.clock.now(), past_ms: PAST_MS, future_ms: FUTURE_MS });
         read_ndjson(body.as_bytes(), &mut admission);
-        assert_eq!(admission.batch.rejected, 0, "{:?}", admission.batch.errors);
+        let batch = admission.finish();
+        assert_eq!(batch.rejected, 0, "{:?}", batch.errors);
         let (reply, answer) = tokio::sync::oneshot::channel();
-        let submission = Submission { batch: admission.batch, identity: Identity::None, body: 0, reply };
+        let submission = Submission { batch, identity: Identity::None, body: 0, reply };
         assert!(self.handle.door().submit(submission).is_ok());
         assert_eq!(self.runtime.block_on(answer).unwrap(), Answer::Committed);
     }
@@ -116,9 +124,9 @@ impl Server {
         let copy = TempDir::new().unwrap();
         copy_dir(self.dir.path(), copy.path());
         self.handle.stop();
-        let (handle, thread) = launch(copy.path(), &self.clock, &self.config, &self.runtime);
+        let (handle, known, thread) = launch(copy.path(), &self.clock, &self.config, &self.runtime);
         std::mem::replace(&mut self.thread, thread).join().unwrap();
-        self.handle = handle;
+        (self.handle, self.known) = (handle, known);
         self.dir = copy;
     }
 

@@ -1,0 +1,343 @@
+//! The counts of a frame, as bytes in the order of slot and endpoint: written once when a commit is folded, appended to the log as they are, and read again by whoever takes
+//! the frame in, live or later. Nothing in between is built.
+//!
+//! Layout (numbers are LEB128 varints):
+//! ```text
+//! slot · cells · 0 · slot · cells · 0 · …       to the end of the section; cells ascending by endpoint
+//! cell = endpoint + 1 (the first) or its distance to the one before + 1
+//!        one timing:  value_us << 3 | outcome << 1
+//!        plain cell:  buckets << 2 | 1 · client errors · sum_us less the lowest values of its buckets ·
+//!                     for each bucket: distance << 1 | (count > 1) · count - 2 if above 1
+//!        full cell:   3 · as `Cell::put`
+//! ```
+//! A plain cell has no failure, no weight, no threshold and two digits. One timing keeps its exact value, so thresholds are counted exactly by whoever reads it.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::counting::{Cell, Outcome, Span, Tally};
+use crate::endpoint::EndpointId;
+use crate::histogram::codec::{Error, put_varint, take_varint};
+use crate::histogram::{Digits, Histogram};
+use crate::time::Slot;
+
+/// The counts of a frame.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    bytes: Vec<u8>,
+}
+
+/// What came into one slot of one endpoint.
+#[derive(Debug, PartialEq)]
+pub enum Counted<'a> {
+    /// One timing of weight 1.
+    One {
+        /// How it ended.
+        outcome: Outcome,
+        /// How long it took, in whole microseconds.
+        us: u64,
+    },
+    /// Timings of weight 1 that did not fail.
+    Plain {
+        /// How many of them were the client's fault.
+        client_errors: u64,
+        /// The sum of their durations.
+        sum_us: u64,
+        /// Counts by bucket of two digits, ascending.
+        buckets: &'a [(u16, u64)],
+    },
+    /// Anything.
+    Full(Cell),
+}
+
+impl Counted<'_> {
+    /// How many were observed.
+    #[must_use]
+    pub fn observed(&self) -> u64 {
+        match self {
+            Self::One { .. } => 1,
+            Self::Plain { buckets, .. } => buckets.iter().map(|b| b.1).sum(),
+            Self::Full(cell) => cell.total().observed,
+        }
+    }
+
+    /// As a cell; one timing is counted exactly at these thresholds, on this grid.
+    #[must_use]
+    pub fn to_cell(&self, thresholds_us: &[u64], digits: Digits) -> Cell {
+        match self {
+            Self::One { outcome, us } => {
+                let mut cell = Cell::new(thresholds_us, digits);
+                cell.record(*outcome, Span::exact(*us), Tally { weight: 1, observed: 1 });
+                cell
+            }
+            Self::Plain { client_errors, sum_us, buckets } => plain_cell(*client_errors, *sum_us, Histogram::from_buckets(Digits::Two, buckets)),
+            Self::Full(cell) => cell.clone(),
+        }
+    }
+}
+
+/// A cell without failures, weights and thresholds.
+#[must_use]
+pub fn plain_cell(client_errors: u64, sum_us: u64, passed: Histogram) -> Cell {
+    let mut cell = Cell { sum_us, ..Cell::default() };
+    let tally = |n: u64| Tally { weight: n, observed: n };
+    cell.outcomes[Outcome::Ok as usize] = tally(passed.count().saturating_sub(client_errors));
+    cell.outcomes[Outcome::ClientError as usize] = tally(client_errors);
+    cell.passed = passed;
+    cell
+}
+
+const PLAIN: u64 = 0b01;
+const FULL: u64 = 0b11;
+
+/// Writes [`Counts`].
+#[derive(Debug, Default)]
+pub struct Writer {
+    bytes: Vec<u8>,
+    open: Option<(Slot, u32)>,
+}
+
+impl Writer {
+    fn start(&mut self, slot: Slot, id: EndpointId) {
+        match self.open {
+            Some((open, before)) if open == slot && before <= id.0 => put_varint(&mut self.bytes, u64::from(id.0 - before) + 1),
+            open => {
+                if open.is_some() {
+                    self.bytes.push(0);
+                }
+                put_varint(&mut self.bytes, u64::from(slot.0));
+                put_varint(&mut self.bytes, u64::from(id.0) + 1);
+            }
+        }
+        self.open = Some((slot, id.0));
+    }
+
+    /// Adds one timing of weight 1.
+    pub fn one(&mut self, slot: Slot, id: EndpointId, outcome: Outcome, us: u64) {
+        self.start(slot, id);
+        put_varint(&mut self.bytes, us << 3 | (outcome as u64) << 1);
+    }
+
+    /// Adds a plain cell.
+    pub fn plain(&mut self, slot: Slot, id: EndpointId, client_errors: u64, sum_us: u64, buckets: &[(u16, u64)]) {
+        self.start(slot, id);
+        put_varint(&mut self.bytes, (buckets.len() as u64) << 2 | PLAIN);
+        put_varint(&mut self.bytes, client_errors);
+        put_varint(&mut self.bytes, sum_us.wrapping_sub(lowest_sum(buckets)));
+        let mut before = 0;
+        for &(bucket, count) in buckets {
+            put_varint(&mut self.bytes, u64::from(bucket - before) << 1 | u64::from(count > 1));
+            if count > 1 {
+                put_varint(&mut self.bytes, count - 2);
+            }
+            before = bucket;
+        }
+    }
+
+    /// Adds any cell, as a plain one where it is one.
+    pub fn cell(&mut self, slot: Slot, id: EndpointId, cell: &Cell) {
+        if is_plain(cell) {
+            let buckets: Vec<_> = cell.passed.buckets().collect();
+            self.plain(slot, id, cell.outcomes[Outcome::ClientError as usize].weight, cell.sum_us, &buckets);
+        } else {
+            self.full(slot, id, cell);
+        }
+    }
+
+    fn full(&mut self, slot: Slot, id: EndpointId, cell: &Cell) {
+        self.start(slot, id);
+        put_varint(&mut self.bytes, FULL);
+        cell.put(&mut self.bytes);
+    }
+
+    /// What was written.
+    #[must_use]
+    pub fn finish(mut self) -> Counts {
+        if self.open.is_some() {
+            self.bytes.push(0);
+        }
+        Counts { bytes: self.bytes }
+    }
+}
+
+fn is_plain(cell: &Cell) -> bool {
+    let counted = || cell.passed.buckets().try_fold(0_u64, |sum, b| sum.checked_add(b.1));
+    cell.thresholds.is_empty()
+        && cell.failures() == Tally::default()
+        && cell.outcomes.iter().all(|t| t.weight == t.observed)
+        && (cell.passed.digits(), cell.failed.digits()) == (Digits::Two, Digits::Two)
+        && counted() == Some(cell.total().weight)
+}
+
+fn lowest_sum(buckets: &[(u16, u64)]) -> u64 {
+    buckets.iter().fold(0, |sum, (bucket, count)| sum.wrapping_add(Digits::Two.lowest_us(*bucket).wrapping_mul(*count)))
+}
+
+impl Counts {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Their bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Counts whose bytes were read, checked to the end.
+    ///
+    /// # Errors
+    /// When the bytes are something else.
+    pub fn decode(bytes: Vec<u8>) -> Result<Self, Error> {
+        walk(&bytes, |_, _, _| ())?;
+        Ok(Self { bytes })
+    }
+
+    /// Visits each cell, by slot and endpoint as written.
+    ///
+    /// # Panics
+    /// Never: the bytes were written here or checked by [`Counts::decode`].
+    pub fn for_each(&self, visit: impl FnMut(Slot, EndpointId, Counted<'_>)) {
+        walk(&self.bytes, visit).expect("the bytes were checked");
+    }
+}
+
+fn walk(mut bytes: &[u8], mut visit: impl FnMut(Slot, EndpointId, Counted<'_>)) -> Result<(), Error> {
+    let bytes = &mut bytes;
+    let mut buckets = Vec::new();
+    while !bytes.is_empty() {
+        let slot = Slot(u32::try_from(take_varint(bytes)?).map_err(|_| Error::Malformed)?);
+        let mut before = 0_u64;
+        loop {
+            let distance = take_varint(bytes)?;
+            if distance == 0 {
+                break;
+            }
+            before = before.checked_add(distance - 1).ok_or(Error::Malformed)?;
+            let id = EndpointId(u32::try_from(before).map_err(|_| Error::Malformed)?);
+            let head = take_varint(bytes)?;
+            let counted = if head & 1 == 0 {
+                Counted::One { outcome: Outcome::ALL[(head >> 1 & 3) as usize], us: head >> 3 }
+            } else if head == FULL {
+                Counted::Full(Cell::take(bytes)?)
+            } else if head & 3 == PLAIN {
+                let (client_errors, more_us) = (take_varint(bytes)?, take_varint(bytes)?);
+                take_buckets(bytes, head >> 2, &mut buckets)?;
+                Counted::Plain { client_errors, sum_us: lowest_sum(&buckets).wrapping_add(more_us), buckets: &buckets }
+            } else {
+                return Err(Error::Malformed);
+            };
+            visit(slot, id, counted);
+        }
+    }
+    Ok(())
+}
+
+fn take_buckets(bytes: &mut &[u8], len: u64, into: &mut Vec<(u16, u64)>) -> Result<(), Error> {
+    into.clear();
+    let mut before = 0_u64;
+    for i in 0..len {
+        let head = take_varint(bytes)?;
+        let count = if head & 1 == 1 { take_varint(bytes)?.checked_add(2).ok_or(Error::Malformed)? } else { 1 };
+        before = before.checked_add(head >> 1).filter(|_| i == 0 || head > 1).ok_or(Error::Malformed)?;
+        let bucket = u16::try_from(before).ok().filter(|b| *b <= Digits::Two.bucket_of(u64::MAX)).ok_or(Error::Malformed)?;
+        into.push((bucket, count));
+    }
+    Ok(())
+}
+
+/// A cell of an export.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Exported {
+    One { outcome: Outcome, us: u64 },
+    Cell(Cell),
+}
+
+impl Serialize for Counts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut cells = Vec::new();
+        self.for_each(|slot, id, counted| {
+            let exported = match counted {
+                Counted::One { outcome, us } => Exported::One { outcome, us },
+                other => Exported::Cell(other.to_cell(&[], Digits::Two)),
+            };
+            cells.push((id, slot, exported));
+        });
+        cells.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Counts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut writer = Writer::default();
+        for (id, slot, exported) in Vec::<(EndpointId, Slot, Exported)>::deserialize(deserializer)? {
+            match exported {
+                Exported::One { outcome, us } => writer.one(slot, id, outcome, us),
+                Exported::Cell(cell) => writer.cell(slot, id, &cell),
+            }
+        }
+        Ok(writer.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Written = (Slot, EndpointId, Cell);
+
+    fn cells(counts: &Counts) -> Vec<Written> {
+        let mut cells = Vec::new();
+        counts.for_each(|slot, id, counted| cells.push((slot, id, counted.to_cell(&[], Digits::Two))));
+        cells
+    }
+
+    proptest! {
+        #[test]
+        fn cells_come_back_as_they_went(
+            items in prop::collection::vec((0u32..3, 0u32..400, prop::collection::vec((0u64..90_000_000, 0u8..4, 1u64..3), 1..8)), 0..40)
+        ) {
+            let (mut writer, mut wanted) = (Writer::default(), Vec::new());
+            for (slot, id, timings) in items {
+                let mut cell = Cell::default();
+                for (us, outcome, weight) in &timings {
+                    cell.record(Outcome::ALL[usize::from(*outcome)], Span::exact(*us), Tally { weight: *weight, observed: 1 });
+                }
+                let (slot, id) = (Slot(179_000_000 + slot), EndpointId(id));
+                match timings.as_slice() {
+                    [(us, outcome, 1)] => writer.one(slot, id, Outcome::ALL[usize::from(*outcome)], *us),
+                    _ => writer.cell(slot, id, &cell),
+                }
+                wanted.push((slot, id, cell));
+            }
+            let counts = writer.finish();
+            prop_assert_eq!(&cells(&counts), &wanted);
+            prop_assert_eq!(Counts::decode(counts.bytes().to_vec()).unwrap(), counts.clone());
+            let json = serde_json::to_string(&counts).unwrap();
+            prop_assert_eq!(cells(&serde_json::from_str::<Counts>(&json).unwrap()), wanted);
+            for cut in 0..counts.bytes().len() {
+                // A cut between two groups of one slot is a shorter section; any other is refused.
+                if let Ok(shorter) = Counts::decode(counts.bytes()[..cut].to_vec()) {
+                    prop_assert!(cells(&shorter).len() < cells(&counts).len());
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_bring_it_down(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            drop(Counts::decode(bytes));
+        }
+    }
+
+    #[test]
+    fn a_timing_of_a_quiet_endpoint_takes_four_bytes() {
+        let mut writer = Writer::default();
+        for id in 0..1_000 {
+            writer.one(Slot(179_000_000), EndpointId(id * 100), Outcome::Ok, 182_400);
+        }
+        assert!(writer.finish().bytes().len() < 4 * 1_000 + 10);
+    }
+}

@@ -1,0 +1,183 @@
+//! What taking timings costs: CPU, time until the answer, bytes of the log.
+
+use std::time::Duration;
+
+use super::answers::{Answers, disk_sync};
+use super::load::{BATCHES, CONNECTIONS, Done, Load, now_ms, run};
+use super::process::{Server, folder_bytes, thread_cpu_ns};
+use super::table::{Table, Target};
+use super::traffic::{JSON, Mix, Popularity, Timing};
+use super::{Bench, SEED};
+
+/// What the parse-only rate reads out of an element: all that is sent, borrowed.
+#[derive(serde::Deserialize)]
+#[expect(dead_code, reason = "it is read to be thrown away")]
+struct Row<'a> {
+    ts: i64,
+    service: &'a str,
+    env: &'a str,
+    method: &'a str,
+    route: &'a str,
+    status: u16,
+    duration_ms: f64,
+}
+
+/// At least so long is parsed.
+const PARSE_NS: f64 = 4e8;
+
+/// The thread of the server that commits; when it uses a whole core, more cores do not help.
+const ENGINE: &str = "engine";
+
+/// Between two batches of a connection at moderate load: 64 connections with 100 timings a batch send 200k a second.
+const MODERATE: Duration = Duration::from_millis(32);
+
+/// Timings by CPU second, parsed only: UTF-8 checked once, text borrowed. One thread, the server idle.
+fn parse_only(batches: &[Vec<Timing>]) -> f64 {
+    let bodies: Vec<Vec<u8>> = batches.iter().map(|timings| body(timings)).collect();
+    let (start_ns, mut parsed) = (thread_cpu_ns(), 0);
+    while thread_cpu_ns() - start_ns < PARSE_NS {
+        for body in &bodies {
+            let rows: Vec<Row<'_>> = serde_json::from_str(std::str::from_utf8(body).unwrap()).unwrap();
+            parsed += std::hint::black_box(rows).len();
+        }
+    }
+    parsed as f64 * 1e9 / (thread_cpu_ns() - start_ns)
+}
+
+fn body(timings: &[Timing]) -> Vec<u8> {
+    let mut body = Vec::new();
+    (JSON.encode)(timings, now_ms(), &mut body);
+    body
+}
+
+/// A load and the CPU seconds that it cost the server.
+pub fn measured(server: &Server, load: &Load<'_>) -> (Done, f64) {
+    let before = server.cpu_s();
+    let done = run(load);
+    (done, server.cpu_s() - before)
+}
+
+/// The server's own count, against the answers.
+pub fn check_count(server: &Server, accepted: u64) {
+    let taken = server.taken();
+    assert_eq!(taken, accepted, "the server has counted what it has answered");
+}
+
+#[derive(Default)]
+struct Rates {
+    per_core: Vec<f64>,
+    parse: Vec<f64>,
+    of_parse: Vec<f64>,
+    cores: Vec<f64>,
+    engine: Vec<f64>,
+    wall: Vec<f64>,
+    generator: Vec<f64>,
+}
+
+pub fn json(bench: &mut Bench) {
+    let mixes = [(Popularity::Zipf, 10_000), (Popularity::Uniform, 10_000), (Popularity::Uniform, 100_000)];
+    let mixes = mixes.map(|(popularity, endpoints)| Mix { popularity, endpoints });
+    let servers = [bench.server("json-10k", mixes[0]), bench.server("json-100k", mixes[2])];
+    let mut accepted = servers.each_ref().map(Server::taken);
+    let mut variants: Vec<_> =
+        mixes.iter().flat_map(|mix| [1_000, 100].map(|per_batch| (*mix, per_batch, mix.batches(SEED, BATCHES, per_batch), Rates::default()))).collect();
+    let bytes = body(&variants[0].2[0]).len() as f64 / 1_000.0;
+    Table::note(&format!("{bytes:.0} bytes a timing, {BATCHES} batches cycled over {CONNECTIONS} connections"));
+    for _ in 0..bench.rounds {
+        for (mix, _, batches, rates) in &mut variants {
+            let at = usize::from(mix.endpoints > 10_000);
+            rates.parse.push(parse_only(batches));
+            let engine_s = servers[at].thread_cpu_s(ENGINE);
+            let (done, cpu_s) = measured(&servers[at], &Load::saturating(servers[at].address, &JSON, batches, bench.round()));
+            rates.engine.push((servers[at].thread_cpu_s(ENGINE) - engine_s) / done.wall_s);
+            accepted[at] += done.accepted;
+            rates.per_core.push(done.accepted as f64 / cpu_s);
+            rates.of_parse.push(100.0 * rates.per_core.last().unwrap() / rates.parse.last().unwrap());
+            rates.cores.push(cpu_s / done.wall_s);
+            rates.wall.push(done.accepted as f64 / done.wall_s);
+            rates.generator.push(done.generator_cpu_s / done.wall_s);
+        }
+    }
+    for (mix, per_batch, _, rates) in &variants {
+        let (what, share) = (format!("{} a batch, {}", per_batch, mix.name()), if *per_batch == 1_000 { 53.0 } else { 37.0 });
+        bench.table.row(&format!("{what}: server / parse only"), "%", &rates.of_parse, Target::AtLeast(share));
+        bench.table.row(&format!("{what}: server"), "/s/core", &rates.per_core, Target::None);
+        bench.table.row(&format!("{what}: parse only"), "/s/core", &rates.parse, Target::None);
+        bench.table.row(&format!("{what}: wall"), "/s", &rates.wall, Target::None);
+        bench.table.row(&format!("{what}: the server used"), "cores", &rates.cores, Target::None);
+        bench.table.row(&format!("{what}: of it the thread `{ENGINE}`"), "cores", &rates.engine, Target::None);
+        bench.table.row(&format!("{what}: the generator used"), "cores", &rates.generator, Target::None);
+    }
+    for (server, accepted) in servers.iter().zip(accepted) {
+        check_count(server, accepted);
+    }
+}
+
+#[derive(Default)]
+struct Waits {
+    quantiles: [Vec<f64>; 3],
+    cores: Vec<f64>,
+    wall: Vec<f64>,
+    generator: Vec<f64>,
+}
+
+pub fn answers(bench: &mut Bench) {
+    let mix = Mix { popularity: Popularity::Zipf, endpoints: 10_000 };
+    let server = bench.server("answers", mix);
+    let mut accepted = server.taken();
+    let batches = mix.batches(SEED, BATCHES, 100);
+    let mut kinds = [("200k/s", Some(MODERATE), Waits::default()), ("saturated", None, Waits::default())];
+    let mut disk = [Vec::new(), Vec::new()];
+    let folder = bench.folder("answers");
+    let mut look_at_disk = || {
+        let sync = disk_sync(&folder);
+        disk[0].push(sync.quantile_ms(0.5));
+        disk[1].push(sync.quantile_ms(0.99));
+    };
+    look_at_disk();
+    for _ in 0..bench.rounds {
+        for (_, interval, waits) in &mut kinds {
+            let load = Load { interval: *interval, ..Load::saturating(server.address, &JSON, &batches, bench.round() * 2) };
+            let (done, cpu_s) = measured(&server, &load);
+            accepted += done.accepted;
+            let answers = Answers::new(done.answers.iter().map(|a| a.1));
+            for (into, quantile) in waits.quantiles.iter_mut().zip([0.5, 0.99, 0.999]) {
+                into.push(answers.quantile_ms(quantile));
+            }
+            waits.cores.push(cpu_s / done.wall_s);
+            waits.wall.push(done.accepted as f64 / done.wall_s);
+            waits.generator.push(done.generator_cpu_s / done.wall_s);
+        }
+        look_at_disk();
+    }
+    bench.table.row("fdatasync of 16 KB on this disk, p50", "ms", &disk[0], Target::None);
+    bench.table.row("fdatasync of 16 KB on this disk, p99", "ms", &disk[1], Target::None);
+    for (name, _, waits) in &kinds {
+        let targets = if *name == "saturated" { [Target::None; 3] } else { [Target::AtMost(5.0), Target::AtMost(15.0), Target::None] };
+        for ((values, quantile), target) in waits.quantiles.iter().zip(["p50", "p99", "p99.9"]).zip(targets) {
+            bench.table.row(&format!("{name}: {quantile}"), "ms", values, target);
+        }
+        bench.table.row(&format!("{name}: wall"), "/s", &waits.wall, Target::None);
+        bench.table.row(&format!("{name}: the server used"), "cores", &waits.cores, Target::None);
+        bench.table.row(&format!("{name}: the generator used"), "cores", &waits.generator, Target::None);
+    }
+    check_count(&server, accepted);
+}
+
+pub fn log(bench: &mut Bench) {
+    for (popularity, endpoints) in [(Popularity::Zipf, 1_000), (Popularity::Uniform, 10_000), (Popularity::Uniform, 100_000)] {
+        let mix = Mix { popularity, endpoints };
+        let server = bench.server(&format!("log-{}", mix.name()), mix);
+        for (name, per_batch, interval) in [("saturated, 1,000 a batch", 1_000, None), ("200k/s, 100 a batch", 100, Some(MODERATE))] {
+            let batches = mix.batches(SEED, BATCHES, per_batch);
+            let values: Vec<f64> = (0..bench.rounds)
+                .map(|_| {
+                    let before = folder_bytes(&server.data_dir.join("log"));
+                    let done = run(&Load { interval, ..Load::saturating(server.address, &JSON, &batches, bench.round()) });
+                    (folder_bytes(&server.data_dir.join("log")) - before) as f64 / done.accepted as f64
+                })
+                .collect();
+            bench.table.row(&format!("{}, {name}", mix.name()), "B/timing", &values, Target::AtMost(4.5));
+        }
+    }
+}
