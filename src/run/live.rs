@@ -305,11 +305,11 @@ impl Engine {
             Input::Stop => return Ok(true),
             Input::Decide(command, reply) => {
                 let decided = self.machine.judge.decide(command);
-                if let Ok(record) = &decided {
-                    if !self.record(&record.clone().into())? {
-                        // Without an answer: it was not decided.
-                        return Ok(false);
-                    }
+                if let Ok(record) = &decided
+                    && !self.record(&record.clone().into())?
+                {
+                    // Without an answer: it was not decided.
+                    return Ok(false);
                 }
                 // Whoever asked may have gone away; it stands all the same.
                 drop(reply.send(decided));
@@ -370,12 +370,7 @@ impl Engine {
         for (total, more) in delta.fates.iter_mut().zip(fates) {
             *total += more;
         }
-        for sender in taken.iter().filter_map(|(_, c)| c.as_ref().and_then(|c| c.sender.as_ref())) {
-            let known = self.machine.keys.senders().get(&sender.id);
-            if known.is_some_and(|k| k.is_behind(sender.epoch)) {
-                warn!(sender = sender.id, "batches of an older start came after those of a newer one: two processes use this sender's name");
-            }
-        }
+        self.warn_of_older_starts(taken.iter().filter_map(|(_, c)| c.as_ref()));
         delta.batches = taken.iter_mut().filter_map(|(_, c)| c.take()).chain(conflicts).collect();
         let taken = taken.into_iter().map(|(s, _)| s);
         let position = if delta == Delta::default() { None } else { self.write(&delta)? };
@@ -393,6 +388,15 @@ impl Engine {
             self.apply(position, &delta)?;
         }
         if again.is_empty() { Ok(()) } else { self.commit_batches(again) }
+    }
+
+    fn warn_of_older_starts<'a>(&self, taken: impl Iterator<Item = &'a Committed>) {
+        for sender in taken.filter_map(|c| c.sender.as_ref()) {
+            let known = self.machine.keys.senders().get(&sender.id);
+            if known.is_some_and(|k| k.is_behind(sender.epoch)) {
+                warn!(sender = sender.id, "batches of an older start came after those of a newer one: two processes use this sender's name");
+            }
+        }
     }
 
     /// Writes a frame and takes it in; `false` when there is no room for it on the disk: then nothing has happened.

@@ -31,7 +31,7 @@ pub const RETENTION: Retention = Retention { minutes_ms: 8 * DAY, hours_ms: 400 
 const SNAPSHOT_EVERY_MS: i64 = 30_000;
 
 /// A few dozen batches.
-pub const SEGMENT_BYTES: u64 = 16 << 10;
+pub const SEGMENT_BYTES: u64 = 4 << 10;
 
 const ROUTES: u64 = 5;
 
@@ -183,8 +183,9 @@ impl DataDir {
 /// A hash of everything that the machine shows but the batch keys, which the log must outlive. The judge forgets slots that no window sees any more when it comes by; so not of those.
 pub fn state(opened: &Opened) -> u64 {
     let machine = &opened.machine;
-    let open: Vec<_> = machine.open.cells().collect();
-    let counts = format!("{open:?} {:?} {:?} {:?}", machine.totals, machine.fates, machine.catalogue.entries());
+    // As they are stored: in memory one histogram has several forms.
+    let cells = serde_json::to_string(&(machine.open.cells().collect::<Vec<_>>(), &machine.totals)).unwrap();
+    let counts = format!("{cells} {:?} {:?}", machine.fates, machine.catalogue.entries());
     let rest = format!("{:?} {} {} {:?}", machine.keys.senders(), machine.in_flight_reports, machine.details, machine.delivered);
     let judge = &machine.judge;
     let objectives = serde_json::to_string(&judge.objectives().collect::<Vec<_>>()).unwrap();

@@ -128,7 +128,7 @@ fn a_disk_that_is_full_refuses_and_takes_again_by_itself() {
                 _ => panic!("{answer}"),
             }
             server.check_alive();
-            assert!(is_ready(server.address));
+            assert!(is_ready(server.address), "{}", fs::read_to_string(&server.said).unwrap());
             assert_eq!(counted(server.address), taken);
             wait_until(Duration::from_millis(40), || None::<()>);
         }
