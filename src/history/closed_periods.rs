@@ -60,6 +60,8 @@ pub struct Files {
     open: HashMap<PathBuf, (DiskFile, u64)>,
     /// Those with frames behind their last mark.
     unsynced: Vec<PathBuf>,
+    /// Where the last marks stood when the files were opened.
+    durable_to: HashMap<PathBuf, u64>,
 }
 
 /// How long a file of a tier reaches, in milliseconds.
@@ -95,7 +97,7 @@ impl Files {
         let reader = Reader::new(data_dir);
         sync_dir(&dir)?;
         sync_dir(data_dir)?;
-        let mut files = Self { reader, dir, open: HashMap::new(), unsynced: Vec::new() };
+        let mut files = Self { reader, dir, open: HashMap::new(), unsynced: Vec::new(), durable_to: HashMap::new() };
         Tier::ALL.into_iter().try_for_each(|tier| files.forget_roll_up(tier))?;
         Ok(files)
     }
@@ -165,14 +167,16 @@ impl Files {
         Ok(self.open.get_mut(path).expect("inserted above"))
     }
 
-    /// Whether a frame that the index knows is there, whole. A power cut may keep the one and not the other.
+    /// Whether a frame that the index knows is there. A power cut may keep the one and not the other. One that was durable is there even when it is damaged: the log may have
+    /// only a part of what it counts, and whoever reads it is told.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn holds(&mut self, block: &Block) -> Result<bool, Error> {
         let path = file_path(&self.dir, block.tier, block.period);
-        let (_, end) = self.file(&path)?;
-        Ok(block.offset < *end && self.reader.begin().each(block, &Wanted::All, |_, _| Ok(())).is_ok())
+        let end = self.file(&path)?.1;
+        let was_durable = self.durable_to.get(&path).is_some_and(|to| block.offset < *to);
+        Ok(block.offset < end && (was_durable || self.reader.begin().each(block, &Wanted::All, |_, _| Ok(())).is_ok()))
     }
 
     /// Cuts off what a power cut left torn behind the last marks, from the first frame on that does not check; nothing else. All of it is in the log behind the newest snapshot.
@@ -183,7 +187,8 @@ impl Files {
         for tier in Tier::ALL {
             for (_, path) in files_of(&self.dir, tier)? {
                 let file = File::open(&path).map_err(io_error("cannot open", &path))?;
-                if ends_with_mark(&path, &file)? {
+                if let Some(at) = last_mark(&path, &file)? {
+                    self.durable_to.insert(path, at);
                     continue;
                 }
                 let mut blocks = Vec::new();
@@ -192,6 +197,7 @@ impl Files {
                 let behind = blocks.iter().skip_while(|block| block.offset < scan.synced_to);
                 let unreadable = behind.filter(|block| reading.each(block, &Wanted::All, |_, _| Ok(())).is_err()).map(|block| block.offset).min();
                 let torn = scan.torn.into_iter().chain(unreadable).min();
+                self.durable_to.insert(path.clone(), scan.synced_to);
                 let (file, end) = self.file(&path)?;
                 if let Some(from) = torn {
                     file.truncate(from).map_err(io_error("cannot truncate", &path))?;
@@ -213,7 +219,7 @@ impl Files {
         while let Some(path) = self.unsynced.last().cloned() {
             let (file, end) = self.file(&path)?;
             file.sync_data().map_err(io_error("cannot sync", &path))?;
-            if *end > 0 && !ends_with_mark(&path, file.file())? {
+            if *end > 0 && last_mark(&path, file.file())?.is_none() {
                 if let Err(source) = file.append(&mark(*end)) {
                     file.truncate(*end).map_err(io_error("cannot truncate", &path))?;
                     return Err(write_error("cannot append to", &path)(source).into());
@@ -262,11 +268,11 @@ fn append_frame(file: &mut DiskFile, head: &[u8], body: Option<&File>) -> std::i
     Ok(bytes)
 }
 
-/// Whether everything in the file was durable when its last bytes were written.
-fn ends_with_mark(path: &Path, file: &File) -> Result<bool, Error> {
+/// Where the mark at the end of a file stands, if there is one.
+fn last_mark(path: &Path, file: &File) -> Result<Option<u64>, Error> {
     let len = file.metadata().map_err(io_error("cannot read", path))?.len();
-    let at = len.checked_sub(MARK_BYTES as u64);
-    Ok(at.map_or(Ok(false), |at| is_mark_at(file, at)).map_err(io_error("cannot read", path))?)
+    let Some(at) = len.checked_sub(MARK_BYTES as u64) else { return Ok(None) };
+    Ok(is_mark_at(file, at).map_err(io_error("cannot read", path))?.then_some(at))
 }
 
 pub(super) fn files_of(dir: &Path, tier: Tier) -> Result<Vec<(i64, PathBuf)>, Error> {

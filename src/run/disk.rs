@@ -23,6 +23,9 @@ use crate::log::snapshot;
 use crate::machine::{Carried, Delta, Effects, FrameError, Machine, State};
 use crate::time::{Tier, Timestamp};
 
+/// What the index is given to write itself to disk; with less there is no checkpoint.
+const INDEX_ROOM_BYTES: u64 = 4 << 20;
+
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -261,6 +264,11 @@ impl Keeper {
     /// [`Error`]; unless there was no room, the process must then end.
     pub fn write_checkpoint(&mut self, state: &State, gone_keys: &[u128], now: Timestamp) -> Result<(), Error> {
         self.files.sync()?;
+        if free_bytes(&self.data_dir).is_some_and(|free| free < INDEX_ROOM_BYTES) {
+            // sled does not survive a disk that is full.
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(file::Error::NoRoom { path: index::folder(&self.data_dir), source }.into());
+        }
         for key in gone_keys {
             self.index.forget_key(*key)?;
         }

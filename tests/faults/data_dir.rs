@@ -81,7 +81,9 @@ pub fn batch(chance: &mut Chance, key: u128, now: Timestamp) -> Batch {
     let answer = Answered { at: now, body: key as u64, accepted: timings, rejected: 0 };
     // In the order of slot and endpoint.
     let mut writer = Writer::default();
-    cells.iter().for_each(|((slot, id), cell)| writer.cell(*slot, *id, cell));
+    for ((slot, id), cell) in &cells {
+        writer.cell(*slot, *id, cell);
+    }
     Batch { key, counts, delta: Delta { counts: writer.finish(), batches: vec![Committed { key: Some(key), sender: None, answer }], ..Delta::default() } }
 }
 
