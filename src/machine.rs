@@ -395,11 +395,11 @@ impl Machine {
             return;
         };
         let cell = counted.to_cell(&counting.thresholds_us, counting.digits);
-        self.open.add_cell(id, slot, &cell);
         if !self.rebuilding {
             self.judge.count(id, slot, &cell);
             self.totals[at].add_cell(&cell);
         }
+        self.open.add_cell(id, slot, cell);
     }
 
     /// What is counted of each endpoint, by what is owed now.

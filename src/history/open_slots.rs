@@ -177,9 +177,12 @@ impl OpenSlots {
     }
 
     /// Counts a whole cell into a slot.
-    pub fn add_cell(&mut self, id: EndpointId, slot: Slot, cell: &Cell) {
-        let to = self.slots.entry(slot).or_default().cell(id).full();
-        if to.is_empty() { to.clone_from(cell) } else { to.merge(cell) }
+    pub fn add_cell(&mut self, id: EndpointId, slot: Slot, cell: Cell) {
+        let to = self.slots.entry(slot).or_default().cell(id);
+        match to {
+            OpenCell::Plain { total: 0, .. } => *to = OpenCell::Full(Box::new(cell)),
+            _ => to.full().merge(&cell),
+        }
     }
 
     /// The cells there are, by slot and endpoint; those on their way to history too, before the others.
@@ -268,7 +271,7 @@ impl<'de> Deserialize<'de> for OpenSlots {
         let counts = Counts::decode(Vec::<u8>::deserialize(deserializer)?).map_err(de::Error::custom)?;
         let mut open = Self::default();
         counts.for_each(|slot, id, counted| match counted {
-            Counted::Full(cell) => open.add_cell(id, slot, &cell),
+            Counted::Full(cell) => open.add_cell(id, slot, cell),
             other => open.add(id, slot, &other),
         });
         Ok(open)
@@ -322,7 +325,7 @@ mod tests {
     fn whole_minutes_close_and_late_slots_close_with_the_next() {
         let mut open = OpenSlots::default();
         for slot in [6, 7, 11, 12, 0] {
-            open.add_cell(EndpointId(3), Slot(slot), &cell(u64::from(slot)));
+            open.add_cell(EndpointId(3), Slot(slot), cell(u64::from(slot)));
         }
         let closed = open.close_minutes(Slot(12), &[EndpointId(3)].into());
         let rows = |m: &ClosedMinute| m.rows().map(|r| (r.endpoint.0, r.slots.len())).collect::<Vec<_>>();

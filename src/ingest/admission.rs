@@ -108,23 +108,41 @@ impl<'a> Admission<'a> {
         }
     }
 
+    /// Takes a timing of an endpoint that has a number; `false`, and nothing is taken, when it is not an ordinary one.
+    pub fn known_timing(&mut self, ts: Timestamp, id: EndpointId, us: u64, outcome: Outcome) -> bool {
+        let packed = self.is_in_time(ts).then(|| Packed::new(Slot::containing(ts), id, us, outcome)).flatten();
+        self.batch.packed.extend(packed);
+        self.batch.accepted += u64::from(packed.is_some());
+        packed.is_some()
+    }
+
+    /// Takes a timing of any endpoint the general way, or refuses it.
+    pub fn key_timing(&mut self, at: usize, key: &EndpointKey, ts: Timestamp, us: u64, outcome: Outcome) {
+        #[expect(clippy::cast_precision_loss, reason = "7 days in microseconds is far below 2^53")]
+        let line = Ordinary {
+            service: Some(&key.service),
+            env: Some(&key.env),
+            kind: Some(&key.kind),
+            method: Some(&key.method),
+            route: Some(&key.route),
+            ts_ms: Some(ts.0),
+            duration_us: Some(us as f64),
+            outcome: Some(outcome.name()),
+            ..Ordinary::default()
+        };
+        self.line(at, Ok(Line::from(line)));
+    }
+
+    fn is_in_time(&self, ts: Timestamp) -> bool {
+        let TimeLimits { now, past_ms, future_ms } = self.limits;
+        ts.0 >= now.0.saturating_sub(past_ms) && ts.0 <= now.0.saturating_add(future_ms)
+    }
+
     /// The timing in 64 bits, if all is well with it and nothing is special; else the general way takes or refuses it.
     fn packed(&mut self, line: &Ordinary<'_>) -> Option<Packed> {
-        let special = [line.path, line.trace_id, line.actor, line.key, line.stage].iter().any(Option::is_some);
-        if special || line.weight.is_some_and(|w| w != 1) {
-            return None;
-        }
-        let us = match (line.duration_ms, line.duration_s, line.duration_us) {
-            (Some(ms), None, None) => ms * 1e3,
-            (None, Some(s), None) => s * 1e6,
-            (None, None, Some(us)) => us,
-            _ => return None,
-        };
-        let us = whole_us(us).ok()?;
-        let outcome = outcome(line.status, line.outcome).ok()?;
+        let (us, outcome) = line.plain_timing()?;
         let ts = line.ts_ms.map_or(self.limits.now, Timestamp);
-        let TimeLimits { now, past_ms, future_ms } = self.limits;
-        if ts.0 < now.0.saturating_sub(past_ms) || ts.0 > now.0.saturating_add(future_ms) {
+        if !self.is_in_time(ts) {
             return None;
         }
         let (service, route) = (line.service?, line.route?);
@@ -287,6 +305,24 @@ impl<'a> From<Ordinary<'a>> for Line<'a> {
 
 fn text<'l>(part: Option<&'l super::json::Text<'_>>) -> &'l str {
     part.map_or("", |t| &*t.0)
+}
+
+impl Ordinary<'_> {
+    /// Its duration in whole microseconds and its outcome, if both are well and nothing else is said than a plain timing needs.
+    #[must_use]
+    pub fn plain_timing(&self) -> Option<(u64, Outcome)> {
+        let special = [self.path, self.trace_id, self.actor, self.key, self.stage].iter().any(Option::is_some);
+        if special || self.weight.is_some_and(|w| w != 1) {
+            return None;
+        }
+        let us = match (self.duration_ms, self.duration_s, self.duration_us) {
+            (Some(ms), None, None) => ms * 1e3,
+            (None, Some(s), None) => s * 1e6,
+            (None, None, Some(us)) => us,
+            _ => return None,
+        };
+        Some((whole_us(us).ok()?, outcome(self.status, self.outcome).ok()?))
+    }
 }
 
 fn check_key(key: &KeyRef<'_>) -> Result<(), Refused> {

@@ -67,6 +67,14 @@ impl Numbers {
         self.table.find(hash, |p| p.hash == hash && self.text(*p) == text).map(|p| p.id)
     }
 
+    /// The number of an endpoint.
+    #[must_use]
+    pub fn number_of(&self, key: &KeyRef<'_>) -> Option<EndpointId> {
+        let mut text = Vec::new();
+        join(key, &mut text);
+        self.get(&text)
+    }
+
     fn text(&self, place: Place) -> &[u8] {
         &self.texts[place.text as usize..][..place.len as usize]
     }

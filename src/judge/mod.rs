@@ -272,7 +272,8 @@ impl Judge {
     pub fn count(&mut self, id: EndpointId, slot: Slot, cell: &Cell) {
         let Some(rules) = self.rules_of.get(&id) else { return };
         let first_open = self.judged_to.map_or(Slot(0), Slot::next);
-        for index in rules.clone() {
+        for at in 0..rules.len() {
+            let index = self.rules_of[&id][at];
             if self.rules[index].count(slot, cell) {
                 self.set_due(index, Some(slot.max(first_open)), true);
             }

@@ -283,9 +283,10 @@ impl Engine {
         let mut group = vec![first];
         let mut timings = group[0].batch.timings();
         let mut other = None;
+        // Asleep and not listening: what comes meanwhile wakes nobody, and a wake for each batch would cost more than the batch.
+        std::thread::sleep(COMMIT_GAP.saturating_sub(self.last_commit.elapsed()));
         while timings < GROUP_TIMINGS_MAX && other.is_none() {
-            let wait = COMMIT_GAP.saturating_sub(self.last_commit.elapsed());
-            match self.inputs.recv_timeout(wait) {
+            match self.inputs.try_recv() {
                 Ok(Input::Batch(next)) => {
                     timings += next.batch.timings();
                     group.push(next);

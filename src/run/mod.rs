@@ -6,6 +6,7 @@ mod connection;
 pub mod disk;
 pub mod history_writer;
 pub mod live;
+pub mod recording;
 pub mod recovery;
 pub mod replay;
 pub mod serve;

@@ -3,11 +3,11 @@
 //! Three kinds of input: NDJSON timings in time order (the clock is the latest time seen); an export, one frame a line; a data directory's log. Frames bring their own
 //! configuration, markers, acknowledgements and slot ends; a configuration given by hand takes the place of theirs.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::endpoint::PathTemplates;
+use super::recording;
+use crate::endpoint::{EndpointId, EndpointKey, PathTemplates};
 use crate::history::catalogue::Limits;
 use crate::incident::{Event, Marker, Transition};
 use crate::ingest::admission::{Admission, PAST_MS, TimeLimits};
@@ -20,8 +20,8 @@ use crate::log::record::Position;
 use crate::machine::{Delta, FrameError, Machine};
 use crate::time::{Slot, TIMESTAMP_MS_MAX, Timestamp};
 
-/// The longest line that is read.
-const LINE_BYTES_MAX: u64 = 16 << 20;
+/// Chunks of a recording that are read ahead.
+const CHUNKS_AHEAD: usize = 4;
 
 /// Why a replay cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -151,24 +151,42 @@ impl<'a, W: Write> Replay<'a, W> {
     /// [`Error::Read`] and [`Error::Write`]; a line that cannot be read is no error, it is reported and passed over.
     pub fn file(&mut self, path: &Path, mut progress: impl FnMut(u64)) -> Result<(), Error> {
         let read_error = |source| Error::Read { path: path.to_owned(), source };
-        let mut reader = open(path).map_err(read_error)?;
-        let (mut line, mut number) = (Vec::with_capacity(1 << 12), 0_u64);
-        loop {
-            line.clear();
-            let read = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(read_error)?;
-            if read == 0 {
-                return Ok(());
+        std::thread::scope(|scope| {
+            let (sender, chunks) = std::sync::mpsc::sync_channel(CHUNKS_AHEAD);
+            scope.spawn(move || recording::read(path, &sender));
+            let (mut keys, mut number) = (Vec::new(), 0);
+            for chunk in chunks {
+                let chunk = chunk.map_err(read_error)?;
+                progress(chunk.bytes);
+                keys.extend(chunk.keys.iter().map(|key| (key.clone(), None)));
+                for line in &chunk.lines {
+                    number += 1;
+                    if let Err(reason) = self.recorded(*line, &chunk.text, &mut keys)? {
+                        self.bad += 1;
+                        (self.on_bad)(&BadLine { path: path.to_owned(), number, reason });
+                    }
+                }
             }
-            number += 1;
-            progress(read as u64);
-            let too_long = read as u64 == LINE_BYTES_MAX && line.last() != Some(&b'\n');
-            if too_long {
-                reader.skip_until(b'\n').map_err(read_error)?;
-            }
-            let taken = if too_long { Err(format!("longer than {LINE_BYTES_MAX} bytes")) } else { self.line(&line)? };
-            if let Err(reason) = taken {
-                self.bad += 1;
-                (self.on_bad)(&BadLine { path: path.to_owned(), number, reason });
+            Ok(())
+        })
+    }
+
+    /// Takes one line of a recording; the inner result says why it was passed over.
+    fn recorded(&mut self, line: recording::Line, text: &[u8], keys: &mut [(EndpointKey, Option<EndpointId>)]) -> Result<Result<(), String>, Error> {
+        match line {
+            recording::Line::TooLong => Ok(Err(format!("longer than {} bytes", recording::LINE_BYTES_MAX))),
+            recording::Line::Other { start, end } => self.line(&text[start as usize..end as usize]),
+            recording::Line::Timing { key, ts_ms, us, outcome } => {
+                let (known, (key, number)) = (self.known, &mut keys[key as usize]);
+                let (ts, us) = (Timestamp(ts_ms), u64::from(us));
+                self.timing(Some(ts), |admission| {
+                    if number.is_none() {
+                        *number = known.read().number_of(&(*key).as_ref());
+                    }
+                    if !number.is_some_and(|id| admission.known_timing(ts, id, us, outcome)) {
+                        admission.key_timing(0, key, ts, us, outcome);
+                    }
+                })
             }
         }
     }
@@ -408,19 +426,4 @@ pub fn export(data_dir: &Path, mut out: impl Write) -> Result<u64, Error> {
     }
     out.flush().map_err(Error::Write)?;
     Ok(frames)
-}
-
-/// Opens an input; unpacks `.gz` and `.zst`; `-` is standard input.
-fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
-    const BUFFER: usize = 1 << 20;
-    if path == Path::new("-") {
-        return Ok(Box::new(BufReader::with_capacity(BUFFER, io::stdin())));
-    }
-    let file = File::open(path)?;
-    let read: Box<dyn Read> = match path.extension().and_then(|e| e.to_str()) {
-        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(BufReader::with_capacity(BUFFER, file))),
-        Some("zst") => Box::new(ruzstd::decoding::StreamingDecoder::new(BufReader::with_capacity(BUFFER, file)).map_err(|e| io::Error::other(e.to_string()))?),
-        _ => Box::new(file),
-    };
-    Ok(Box::new(BufReader::with_capacity(BUFFER, read)))
 }
