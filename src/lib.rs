@@ -22,7 +22,7 @@
 //! 2. Flow is one way (`tests/tidy.rs`).
 //! 3. Every timing ends in exactly one counted [`ingest::Fate`].
 //! 4. Order of arrival within a slot, number of senders and of restarts change nothing that is stored or said; sums are integers ([`counting`]).
-//! 5. Acknowledged is on disk; a batch with a name counts once ([`ingest::batch_keys`], `tests/recovery.rs`).
+//! 5. Acknowledged is on disk, whatever becomes of power, disk and clock; a batch with a name counts once ([`ingest::batch_keys`], `tests/recovery.rs`, `tests/faults/main.rs`).
 //! 6. Index and snapshots deleted at any time: every answer is the same again ([`run::recovery`], `tests/history.rs`).
 //! 7. The log of a live run, replayed, gives the same lines byte for byte ([`run::replay`], `tests/replay.rs`).
 //! 8. A notification is decided in the log before it is sent; a resolve is never lost ([`notify::outbox`]).

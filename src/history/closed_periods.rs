@@ -2,22 +2,24 @@
 //!
 //! `history/minute/START.history` holds a day of minutes, `hour/` 32 days of hours, `day/` 512 days of days. A file is a sequence of frames, each one period's rows
 //! sorted by endpoint. Late data are a further frame of the same period; a frame is named by the log position that closed it, and a name counts once.
-//! Frames are synced before the snapshot that forgets their rows, so a torn end is written again from the log. Retention deletes whole files.
+//! Frames are synced, and followed by a mark that says so, before the snapshot that forgets their rows: what cannot be read behind the last mark is a torn end and is written
+//! again from the log; before it, it is damage. Retention deletes whole files.
 //!
 //! The bytes of a frame are in [`super::layout`], reading them in [`super::reader`].
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use super::layout::Pages;
+use super::layout::{MARK_BYTES, Pages, is_mark_at, mark};
 use super::open_slots::{Row, put_row};
 use super::reader::scan_file;
 pub use super::reader::{Reader, Reading, Wanted};
 use crate::log::Position;
+use crate::log::disk_ops::{self, DiskFile};
 use crate::log::failpoint;
-use crate::log::file::{Error as LogError, io_error, sync_dir};
+use crate::log::file::{Error as LogError, io_error, sync_dir, write_error};
 use crate::time::{Tier, Timestamp};
 
 /// Why history cannot be read or written.
@@ -27,7 +29,8 @@ pub enum Error {
     #[error(transparent)]
     Io(#[from] LogError),
     /// Bytes are not what was written.
-    #[error("{} is damaged at byte {offset}; the other files are not affected. To see all that is wrong, run: slowburn verify", path.display())]
+    #[error("{} is damaged at byte {offset}; the other files are not affected. To see all that is wrong, run: slowburn verify. \
+         To have everything built again without this file, move it away", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -54,8 +57,11 @@ pub struct Block {
 pub struct Files {
     dir: PathBuf,
     reader: Reader,
-    open: HashMap<PathBuf, (File, u64)>,
+    open: HashMap<PathBuf, (DiskFile, u64)>,
+    /// Those with frames behind their last mark.
     unsynced: Vec<PathBuf>,
+    /// Where the last marks stood when the files were opened.
+    durable_to: HashMap<PathBuf, u64>,
 }
 
 /// How long a file of a tier reaches, in milliseconds.
@@ -86,16 +92,26 @@ impl Files {
         let dir = data_dir.join("history");
         for tier in Tier::ALL {
             let folder = dir.join(tier.name());
-            fs::create_dir_all(&folder).map_err(io_error("cannot create", &folder))?;
+            disk_ops::create_dir_all(&folder).map_err(write_error("cannot create", &folder))?;
         }
         let reader = Reader::new(data_dir);
-        for tier in Tier::ALL {
-            // A roll-up that was cut off begins anew.
-            drop(fs::remove_file(reader.waiting_path(tier)));
-        }
         sync_dir(&dir)?;
         sync_dir(data_dir)?;
-        Ok(Self { reader, dir, open: HashMap::new(), unsynced: Vec::new() })
+        let mut files = Self { reader, dir, open: HashMap::new(), unsynced: Vec::new(), durable_to: HashMap::new() };
+        Tier::ALL.into_iter().try_for_each(|tier| files.forget_roll_up(tier))?;
+        Ok(files)
+    }
+
+    /// Removes what a roll-up that was cut off left: it begins anew, and the room may be missing.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn forget_roll_up(&mut self, tier: Tier) -> Result<(), Error> {
+        let path = self.reader.waiting_path(tier);
+        if path.exists() {
+            disk_ops::remove_file(&path).map_err(io_error("cannot remove", &path))?;
+        }
+        Ok(())
     }
 
     /// Appends a frame; durable after [`Files::sync`].
@@ -116,15 +132,17 @@ impl Files {
     }
 
     /// Appends a frame whose body may wait in a file of its own.
-    pub(super) fn append_bytes(&mut self, tier: Tier, period: Timestamp, name: Position, head: &[u8], body: Option<&mut File>) -> Result<Block, Error> {
+    pub(super) fn append_bytes(&mut self, tier: Tier, period: Timestamp, name: Position, head: &[u8], body: Option<&File>) -> Result<Block, Error> {
         let path = file_path(&self.dir, tier, period);
         failpoint::pass("before history write");
         let (file, end) = self.file(&path)?;
         let offset = *end;
-        file.write_all(head).map_err(io_error("cannot append to", &path))?;
-        *end += head.len() as u64;
-        if let Some(body) = body {
-            *end += std::io::copy(body, file).map_err(io_error("cannot append to", &path))?;
+        match append_frame(file, head, body) {
+            Ok(bytes) => *end += bytes,
+            Err(source) => {
+                file.truncate(offset).map_err(io_error("cannot truncate", &path))?;
+                return Err(write_error("cannot append to", &path)(source).into());
+            }
         }
         failpoint::pass("after history write");
         if !self.unsynced.contains(&path) {
@@ -133,16 +151,13 @@ impl Files {
         Ok(Block { tier, period, name, offset })
     }
 
-    /// The file, open for appending after its last whole frame.
-    fn file(&mut self, path: &Path) -> Result<&mut (File, u64), Error> {
+    /// The file, open for appending.
+    fn file(&mut self, path: &Path) -> Result<&mut (DiskFile, u64), Error> {
         if !self.open.contains_key(path) {
-            let is_new = !path.exists();
-            let file = OpenOptions::new().create(true).append(true).read(true).open(path).map_err(io_error("cannot open", path))?;
-            if is_new {
-                path.parent().map_or(Ok(()), sync_dir)?;
-            }
-            let end = scan_file(path, &file, |_, _| ())?;
-            file.set_len(end).map_err(io_error("cannot truncate", path))?;
+            let file = DiskFile::open(path).map_err(write_error("cannot open", path))?;
+            // Not only of a new one: who made it may have been killed before.
+            path.parent().map_or(Ok(()), sync_dir)?;
+            let end = file.file().metadata().map_err(io_error("cannot read", path))?.len();
             // A day has one file of each tier: those of days gone by need not stay open.
             if self.open.len() >= 16 && self.unsynced.is_empty() {
                 self.open.clear();
@@ -152,26 +167,67 @@ impl Files {
         Ok(self.open.get_mut(path).expect("inserted above"))
     }
 
-    /// Whether a frame that the index knows is there, whole. A power cut may keep the one and not the other.
+    /// Whether a frame that the index knows is there. A power cut may keep the one and not the other. One that was durable is there even when it is damaged: the log may have
+    /// only a part of what it counts, and whoever reads it is told.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn holds(&mut self, block: &Block) -> Result<bool, Error> {
         let path = file_path(&self.dir, block.tier, block.period);
-        // This cuts off a torn end, and what stands behind it goes with it.
-        let (_, end) = self.file(&path)?;
-        Ok(block.offset < *end && self.reader.begin().each(block, &Wanted::All, |_, _| Ok(())).is_ok())
+        let end = self.file(&path)?.1;
+        let was_durable = self.durable_to.get(&path).is_some_and(|to| block.offset < *to);
+        Ok(block.offset < end && (was_durable || self.reader.begin().each(block, &Wanted::All, |_, _| Ok(())).is_ok()))
     }
 
-    /// Makes all appended frames durable.
+    /// Cuts off what a power cut left torn behind the last marks, from the first frame on that does not check; nothing else. All of it is in the log behind the newest snapshot.
     ///
     /// # Errors
-    /// [`Error::Io`]; the process must then end.
+    /// [`Error::Io`].
+    pub fn cut_torn(&mut self) -> Result<(), Error> {
+        for tier in Tier::ALL {
+            for (_, path) in files_of(&self.dir, tier)? {
+                let file = File::open(&path).map_err(io_error("cannot open", &path))?;
+                if let Some(at) = last_mark(&path, &file)? {
+                    self.durable_to.insert(path, at);
+                    continue;
+                }
+                let mut blocks = Vec::new();
+                let scan = scan_file(&path, &file, |directory, offset| blocks.push(directory.block(tier, offset)))?;
+                let mut reading = self.reader.begin();
+                let behind = blocks.iter().skip_while(|block| block.offset < scan.synced_to);
+                let unreadable = behind.filter(|block| reading.each(block, &Wanted::All, |_, _| Ok(())).is_err()).map(|block| block.offset).min();
+                let torn = scan.torn.into_iter().chain(unreadable).min();
+                self.durable_to.insert(path.clone(), scan.synced_to);
+                let (file, end) = self.file(&path)?;
+                if let Some(from) = torn {
+                    file.truncate(from).map_err(io_error("cannot truncate", &path))?;
+                    file.sync_all().map_err(io_error("cannot sync", &path))?;
+                    *end = from;
+                }
+                // Whole frames may be in memory only, if a process was killed before it could sync them.
+                self.unsynced.push(path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all appended frames durable, and says so in their files.
+    ///
+    /// # Errors
+    /// [`LogError::NoRoom`]: it can be tried again. Otherwise [`Error::Io`]; the process must then end.
     pub fn sync(&mut self) -> Result<(), Error> {
-        for path in self.unsynced.drain(..) {
-            if let Some((file, _)) = self.open.get(&path) {
+        while let Some(path) = self.unsynced.last().cloned() {
+            let (file, end) = self.file(&path)?;
+            file.sync_data().map_err(io_error("cannot sync", &path))?;
+            if *end > 0 && last_mark(&path, file.file())?.is_none() {
+                if let Err(source) = file.append(&mark(*end)) {
+                    file.truncate(*end).map_err(io_error("cannot truncate", &path))?;
+                    return Err(write_error("cannot append to", &path)(source).into());
+                }
+                *end += MARK_BYTES as u64;
                 file.sync_data().map_err(io_error("cannot sync", &path))?;
             }
+            self.unsynced.pop();
         }
         Ok(())
     }
@@ -185,12 +241,38 @@ impl Files {
         for (start, path) in files_of(&self.dir, tier)? {
             if start + file_ms(tier) <= before.0 {
                 self.open.remove(&path);
-                fs::remove_file(&path).map_err(io_error("cannot remove", &path))?;
+                self.unsynced.retain(|unsynced| *unsynced != path);
+                disk_ops::remove_file(&path).map_err(io_error("cannot remove", &path))?;
                 gone.push(path);
             }
         }
         Ok(gone)
     }
+}
+
+/// Appends a frame whose body may wait in a file of its own; says how long it is.
+fn append_frame(file: &mut DiskFile, head: &[u8], body: Option<&File>) -> std::io::Result<u64> {
+    file.append(head)?;
+    let mut bytes = head.len() as u64;
+    if let Some(mut body) = body {
+        let mut part = vec![0; 1 << 16];
+        loop {
+            let read = body.read(&mut part)?;
+            if read == 0 {
+                break;
+            }
+            file.append(&part[..read])?;
+            bytes += read as u64;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Where the mark at the end of a file stands, if there is one.
+fn last_mark(path: &Path, file: &File) -> Result<Option<u64>, Error> {
+    let len = file.metadata().map_err(io_error("cannot read", path))?.len();
+    let Some(at) = len.checked_sub(MARK_BYTES as u64) else { return Ok(None) };
+    Ok(is_mark_at(file, at).map_err(io_error("cannot read", path))?.then_some(at))
 }
 
 pub(super) fn files_of(dir: &Path, tier: Tier) -> Result<Vec<(i64, PathBuf)>, Error> {
@@ -209,6 +291,7 @@ pub(super) fn files_of(dir: &Path, tier: Tier) -> Result<Vec<(i64, PathBuf)>, Er
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
@@ -227,19 +310,62 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut files = Files::open(dir.path()).unwrap();
         let a = files.append(Tier::Minute, Timestamp(60_000), Position(5), &[row(1), row(9)]).unwrap();
-        let b = files.append(Tier::Minute, Timestamp(120_000), Position(6), &[row(1)]).unwrap();
         files.sync().unwrap();
+        let b = files.append(Tier::Minute, Timestamp(120_000), Position(6), &[row(1)]).unwrap();
         let reader = Reader::new(dir.path());
         assert_eq!(reader.blocks(Tier::Minute).unwrap(), [a, b]);
         assert_eq!(reader.row(&a, EndpointId(9)).unwrap(), Some(row(9)));
         assert_eq!(reader.row(&b, EndpointId(9)).unwrap(), None);
         let path = file_path(&dir.path().join("history"), Tier::Minute, Timestamp(0));
         let whole = fs::read(&path).unwrap();
-        fs::write(&path, &whole[..whole.len() - 3]).unwrap();
-        assert_eq!(reader.blocks(Tier::Minute).unwrap(), [a]);
-        let again = Files::open(dir.path()).unwrap().append(Tier::Minute, Timestamp(120_000), Position(6), &[row(1)]).unwrap();
-        assert_eq!(again, b);
-        assert_eq!(fs::read(&path).unwrap(), whole);
+        let begins = usize::try_from(b.offset).unwrap();
+        // Cut short, or of the right length with a bit of any byte wrong.
+        let cuts = (begins + 1..whole.len()).map(|cut| whole[..cut].to_vec());
+        let flips = (begins..whole.len()).map(|at| {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            bytes
+        });
+        for torn in cuts.chain(flips) {
+            fs::write(&path, &torn).unwrap();
+            let mut files = Files::open(dir.path()).unwrap();
+            files.cut_torn().unwrap();
+            assert_eq!(reader.blocks(Tier::Minute).unwrap(), [a]);
+            assert_eq!(files.append(Tier::Minute, Timestamp(120_000), Position(6), &[row(1)]).unwrap(), b);
+            assert_eq!(fs::read(&path).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn what_was_synced_is_never_cut_off_whichever_byte_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = Files::open(dir.path()).unwrap();
+        for name in [5, 6] {
+            files.append(Tier::Minute, Timestamp(60_000), Position(name), &[row(1), row(9)]).unwrap();
+            files.sync().unwrap();
+        }
+        let reader = Reader::new(dir.path());
+        let path = file_path(&dir.path().join("history"), Tier::Minute, Timestamp(0));
+        let (whole, blocks) = (fs::read(&path).unwrap(), reader.blocks(Tier::Minute).unwrap());
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(&path, &bytes).unwrap();
+            Files::open(dir.path()).unwrap().cut_torn().unwrap();
+            let left = fs::read(&path).unwrap();
+            if at < whole.len() - MARK_BYTES {
+                assert_eq!(left, bytes, "byte {at}");
+                let found = reader.blocks(Tier::Minute);
+                assert!(found.is_err() || found.is_ok_and(|f| f == blocks && f.iter().any(|b| reader.rows_where(b, |_| true).is_err())), "byte {at}");
+            } else {
+                // Of the last mark nothing is lost, and the next sync puts another in its place.
+                assert_eq!(left, whole[..whole.len() - MARK_BYTES], "byte {at}");
+                let mut files = Files::open(dir.path()).unwrap();
+                files.cut_torn().unwrap();
+                files.sync().unwrap();
+                assert_eq!(fs::read(&path).unwrap(), whole, "byte {at}");
+            }
+        }
     }
 
     #[test]

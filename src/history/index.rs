@@ -97,6 +97,19 @@ impl Index {
         Ok(found)
     }
 
+    /// Reads every value: sled finds damage only where it reads.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn check(&self) -> Result<(), Error> {
+        for tree in [&self.endpoints, &self.blocks, &self.incidents, &self.markers, &self.silences, &self.keys] {
+            for item in tree {
+                item.map_err(self.error())?;
+            }
+        }
+        self.applied().map(drop)
+    }
+
     /// Up to which position it is complete.
     ///
     /// # Errors

@@ -7,15 +7,22 @@
 //! body: pages, each an index (for each row: endpoint, less the one before, LEB128 · bytes LEB128 · crc32c u32) and the rows
 //! ```
 //! Each crc is covered by the one above it, so nothing is trusted that was not checked, and what is not read needs no check.
+//!
+//! Between frames stand marks, each written and synced after all before it had been synced:
+//! ```text
+//! "SBHM" · its own offset in the file u64 · crc32c of these 12 bytes u32
+//! ```
+//! So bytes before a mark that cannot be read are damage, and those behind the last one a torn write that the log still has.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt as _;
 
+use super::closed_periods::Block;
 use crate::endpoint::EndpointId;
 use crate::histogram::codec::{put_varint, take_varint};
 use crate::log::Position;
-use crate::time::Timestamp;
+use crate::time::{Tier, Timestamp};
 
 const MAGIC: [u8; 4] = *b"SBH2";
 const HEAD_BYTES: usize = 40;
@@ -26,6 +33,41 @@ const PAGE_ROWS: u32 = 128;
 
 /// Read at first: the head and the directory of 32,000 rows.
 const FIRST_READ_BYTES: usize = HEAD_BYTES + 256 * ENTRY_BYTES;
+
+const MARK: [u8; 4] = *b"SBHM";
+pub(super) const MARK_BYTES: usize = 16;
+
+/// What says that all before this offset of a file is durable.
+pub(super) fn mark(offset: u64) -> [u8; MARK_BYTES] {
+    let mut mark = [0; MARK_BYTES];
+    mark[..4].copy_from_slice(&MARK);
+    mark[4..12].copy_from_slice(&offset.to_le_bytes());
+    let crc = crc32c::crc32c(&mark[..12]);
+    mark[12..].copy_from_slice(&crc.to_le_bytes());
+    mark
+}
+
+/// Whether the mark of this offset stands there.
+pub(super) fn is_mark_at(file: &File, offset: u64) -> io::Result<bool> {
+    let mut bytes = [0; MARK_BYTES];
+    Ok(read_some(file, &mut bytes, offset)? == MARK_BYTES && bytes == mark(offset))
+}
+
+/// The next offset from `from` on at which a frame or a mark may begin; what looks like one need not be one.
+pub(super) fn next_start(file: &File, from: u64) -> io::Result<Option<u64>> {
+    let (mut at, mut bytes) = (from, vec![0; 1 << 16]);
+    loop {
+        let read = read_some(file, &mut bytes, at)?;
+        if let Some(found) = bytes[..read].windows(4).position(|four| four == MAGIC || four == MARK) {
+            return Ok(Some(at + found as u64));
+        }
+        if read < bytes.len() {
+            return Ok(None);
+        }
+        // What begins with the last three bytes may go on behind them.
+        at += read as u64 - 3;
+    }
+}
 
 /// Rows on their way into a frame. They are written page by page; the head, which stands before them, is known at the end.
 #[derive(Debug, Default)]
@@ -181,6 +223,11 @@ impl Directory {
         self.body_bytes = u64_at(&self.bytes, 28);
         self.body_at = offset + end as u64;
         Ok(true)
+    }
+
+    /// Where the frame is, when it stands at this offset.
+    pub(super) fn block(&self, tier: Tier, offset: u64) -> Block {
+        Block { tier, period: self.period, name: self.name, offset }
     }
 
     /// The byte after the frame.

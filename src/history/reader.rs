@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::closed_periods::{Block, Error, file_path, file_start, files_of};
-use super::layout::{Directory, Page, Place};
+use super::layout::{Directory, MARK_BYTES, Page, Place, is_mark_at, next_start};
 use super::open_slots::{Row, take_row};
 use crate::endpoint::EndpointId;
 use crate::histogram::codec;
@@ -66,12 +66,15 @@ impl Reader {
     /// Every frame of a tier, in the order of its files.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Damaged`] when there is one that cannot be read: what is built on this would miss it without a word.
     pub fn blocks(&self, tier: Tier) -> Result<Vec<Block>, Error> {
         let mut found = Vec::new();
         for (_, path) in files_of(&self.dir, tier)? {
             let file = File::open(&path).map_err(io_error("cannot open", &path))?;
-            scan_file(&path, &file, |directory, offset| found.push(Block { tier, period: directory.period, name: directory.name, offset }))?;
+            let scan = scan_file(&path, &file, |directory, offset| found.push(directory.block(tier, offset)))?;
+            if let Some(offset) = scan.damaged.or(scan.torn) {
+                return Err(Error::Damaged { path, offset });
+            }
         }
         Ok(found)
     }
@@ -112,11 +115,9 @@ impl Reader {
             for (i, (_, path)) in all.iter().enumerate() {
                 let file = File::open(path).map_err(io_error("cannot open", path))?;
                 let mut blocks = Vec::new();
-                let end = scan_file(path, &file, |directory, offset| blocks.push(Block { tier, period: directory.period, name: directory.name, offset }))?;
-                let len = file.metadata().map_err(io_error("cannot read", path))?.len();
-                if end < len && i + 1 < all.len() {
-                    wrong.push(Error::Damaged { path: path.clone(), offset: end });
-                }
+                let scan = scan_file(path, &file, |directory, offset| blocks.push(directory.block(tier, offset)))?;
+                let torn = scan.torn.filter(|_| i + 1 < all.len());
+                wrong.extend(scan.damaged.or(torn).map(|offset| Error::Damaged { path: path.clone(), offset }));
                 for block in blocks {
                     frames += 1;
                     wrong.extend(reading.each_row(&block, &Wanted::All, |_| ()).err());
@@ -127,15 +128,36 @@ impl Reader {
     }
 }
 
-/// Visits each frame's directory and place; the byte after the last whole frame.
-pub(super) fn scan_file(path: &Path, file: &File, mut visit: impl FnMut(&Directory, u64)) -> Result<u64, Error> {
-    let len = file.metadata().map_err(io_error("cannot read", path))?.len();
-    let (mut at, mut directory) = (0, Directory::default());
-    while at < len && directory.read(file, at).map_err(io_error("cannot read", path))? && directory.end() <= len {
-        visit(&directory, at);
-        at = directory.end();
+/// What stands in a file.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    /// Where the last mark stands: all before it was durable once.
+    pub(super) synced_to: u64,
+    /// The first byte before that mark that belongs to no frame.
+    pub(super) damaged: Option<u64>,
+    /// The first byte behind it that belongs to no frame.
+    pub(super) torn: Option<u64>,
+}
+
+/// Visits each frame's directory and place, past what cannot be read.
+pub(super) fn scan_file(path: &Path, file: &File, mut visit: impl FnMut(&Directory, u64)) -> Result<Scan, Error> {
+    let cannot_read = || io_error("cannot read", path);
+    let len = file.metadata().map_err(cannot_read())?.len();
+    let (mut at, mut directory, mut scan) = (0, Directory::default(), Scan::default());
+    while at < len {
+        if directory.read(file, at).map_err(cannot_read())? && directory.end() <= len {
+            visit(&directory, at);
+            at = directory.end();
+        } else if is_mark_at(file, at).map_err(cannot_read())? {
+            scan.damaged = scan.damaged.or(scan.torn.take());
+            scan.synced_to = at;
+            at += MARK_BYTES as u64;
+        } else {
+            scan.torn.get_or_insert(at);
+            at = next_start(file, at + 1).map_err(cannot_read())?.unwrap_or(len);
+        }
     }
-    Ok(at)
+    Ok(scan)
 }
 
 /// A reading of one or more frames, with its open files and room to read into.

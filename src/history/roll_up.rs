@@ -4,7 +4,6 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Seek as _, Write as _};
 use std::path::PathBuf;
 
@@ -15,7 +14,8 @@ use super::reader::{Cursor, Reader};
 use super::sum::Sum;
 use crate::endpoint::EndpointId;
 use crate::log::Position;
-use crate::log::file::io_error;
+use crate::log::disk_ops::DiskFile;
+use crate::log::file::{io_error, write_error};
 use crate::time::{Tier, Timestamp};
 
 /// How far a roll-up is.
@@ -39,7 +39,7 @@ pub struct RollUp {
     /// The row that each cursor is before.
     rows: Vec<Vec<u8>>,
     pages: Pages,
-    waiting: BufWriter<File>,
+    waiting: BufWriter<DiskFile>,
     path: PathBuf,
 }
 
@@ -50,7 +50,7 @@ impl RollUp {
     /// [`Error`].
     pub fn begin(reader: &Reader, tier: Tier, period: Timestamp, name: Position, blocks: &[Block]) -> Result<Self, Error> {
         let path = reader.waiting_path(tier);
-        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).map_err(io_error("cannot create", &path))?;
+        let file = DiskFile::create(&path).map_err(write_error("cannot create", &path))?;
         let mut reading = reader.begin();
         let cursors = blocks.iter().map(|block| reading.cursor(block)).collect::<Result<Vec<_>, _>>()?;
         let rows = vec![Vec::new(); cursors.len()];
@@ -88,7 +88,7 @@ impl RollUp {
                 merged += 1;
             }
             let row = Row { endpoint, cell: sum.take(), slots: Vec::new() };
-            self.pages.push(endpoint, &mut self.waiting, |out| put_row(out, &row)).map_err(io_error("cannot write to", &self.path))?;
+            self.pages.push(endpoint, &mut self.waiting, |out| put_row(out, &row)).map_err(write_error("cannot write to", &self.path))?;
         }
         Ok(if self.ahead.is_empty() { Progress::Merged } else { Progress::More })
     }
@@ -103,13 +103,13 @@ impl RollUp {
         let block = if pages.rows() == 0 {
             None
         } else {
-            let head = pages.finish(period, name, &mut waiting).map_err(io_error("cannot write to", &path))?;
-            waiting.flush().map_err(io_error("cannot write to", &path))?;
-            let mut body = waiting.into_inner().map_err(|e| io_error("cannot write to", &path)(e.into_error()))?;
+            let head = pages.finish(period, name, &mut waiting).map_err(write_error("cannot write to", &path))?;
+            waiting.flush().map_err(write_error("cannot write to", &path))?;
+            let mut body = waiting.get_ref().file();
             body.rewind().map_err(io_error("cannot read", &path))?;
-            Some(files.append_bytes(tier, period, name, &head, Some(&mut body))?)
+            Some(files.append_bytes(tier, period, name, &head, Some(body))?)
         };
-        fs::remove_file(&path).map_err(io_error("cannot remove", &path))?;
+        files.forget_roll_up(tier)?;
         Ok(block)
     }
 }

@@ -33,6 +33,8 @@ pub enum Answer {
     OtherBody,
     /// There is no room for its key.
     KeysFull,
+    /// There is no room for it on the disk.
+    NoRoom,
 }
 
 /// Where handlers bring batches; refuses when the queue is full or the server stops.

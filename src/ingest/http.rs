@@ -47,6 +47,13 @@ impl Refusals {
         self.0.iter().any(|n| n.load(Ordering::Relaxed) > 0)
     }
 
+    /// Puts back what was taken out and could not be written.
+    pub fn put_back(&self, fates: &Fates) {
+        for (total, count) in self.0.iter().zip(fates) {
+            total.fetch_add(*count, Ordering::Relaxed);
+        }
+    }
+
     /// Takes them out.
     #[must_use]
     pub fn take(&self) -> Fates {
@@ -158,12 +165,7 @@ impl Ingest {
         let format = format_of(headers).inspect_err(unread)?;
         if self.disk_full.load(Ordering::Relaxed) {
             self.refusals.add(Fate::Shed, 1);
-            return Err(Refusal::later(
-                StatusCode::INSUFFICIENT_STORAGE,
-                "disk_full",
-                "the disk is nearly full: nothing more is taken until there is room",
-                30,
-            ));
+            return Err(disk_full());
         }
         let sender = sender_of(headers).inspect_err(unread)?;
         let key = key_header(headers).inspect_err(unread)?;
@@ -277,6 +279,7 @@ impl Ingest {
     async fn commit(&self, batch: Batch, identity: Identity, body: u64, held: (Option<Place>, Reservation)) -> Result<Response, Refusal> {
         let (accepted, rejected) = (batch.accepted, batch.rejected);
         let errors: Vec<_> = batch.errors.iter().map(|(index, reason)| json!({"index": index, "reason": reason})).collect();
+        let timings = batch.timings();
         let (reply, answer) = oneshot::channel();
         if let Err(back) = self.door.submit(Submission { batch, identity, body, held: Some(held), reply }) {
             self.refusals.add(Fate::Shed, back.batch.timings());
@@ -299,6 +302,10 @@ impl Ingest {
                     "this key or sequence was used before with another body: nothing of this one was applied",
                 ));
             }
+            Answer::NoRoom => {
+                self.refusals.add(Fate::Shed, timings);
+                return Err(disk_full());
+            }
             Answer::KeysFull => {
                 return Err(Refusal::later(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -310,6 +317,11 @@ impl Ingest {
         };
         Ok(axum::Json(body).into_response())
     }
+}
+
+fn disk_full() -> Refusal {
+    let message = "the disk is full or nearly so: nothing more is taken until there is room";
+    Refusal::later(StatusCode::INSUFFICIENT_STORAGE, "disk_full", message, 30)
 }
 
 fn format_of(headers: &HeaderMap) -> Result<Format, Refusal> {

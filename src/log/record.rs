@@ -1,11 +1,14 @@
 //! One frame of the log: a position and typed sections. The owners of the sections define their bytes; a section of an
 //! unknown kind is kept as it is.
 //!
-//! Layout (little endian), version 1:
+//! Layout (little endian), version 2:
 //! ```text
-//! payload bytes u32 · crc32c u32 (over position and payload) · position u64 · payload
+//! payload bytes u32 · crc32c of the payload u32 · position u64 · unsynced before u32 · crc32c of these 20 bytes u32 · payload
 //! payload = for each section: kind u16 · bytes u32 · …
 //! ```
+//! `unsynced before` is how many frames had been written since the last sync: all before those was durable when this one was written. So bytes that cannot be read are a
+//! torn write when nothing behind them says that they had been synced, and damage when something does. The head has its own sum, so that looking for frames
+//! among garbage costs the same for each byte, whatever lengths it pretends.
 
 /// The number of a frame: dense, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
@@ -64,7 +67,7 @@ pub struct Frame {
 }
 
 /// The bytes before the payload.
-pub const HEADER_BYTES: usize = 16;
+pub const HEADER_BYTES: usize = 24;
 
 /// The largest payload that is written or believed.
 pub const PAYLOAD_BYTES_MAX: usize = 256 << 20;
@@ -84,24 +87,57 @@ impl Frame {
     }
 }
 
-/// Appends the frame's bytes.
+/// Appends the frame's bytes; so many frames before it may not be durable yet.
 ///
 /// # Panics
 /// When the payload passes [`PAYLOAD_BYTES_MAX`], which admission makes impossible.
-pub fn encode(out: &mut Vec<u8>, position: Position, sections: &[Section]) {
+pub fn encode(out: &mut Vec<u8>, position: Position, unsynced_before: u32, sections: &[Section]) {
     let start = out.len();
-    out.extend_from_slice(&[0; 8]);
-    out.extend_from_slice(&position.0.to_le_bytes());
+    out.extend_from_slice(&[0; HEADER_BYTES]);
     for section in sections {
         out.extend_from_slice(&section.kind.0.to_le_bytes());
         out.extend_from_slice(&u32::try_from(section.bytes.len()).expect("a section is far below 4 GiB").to_le_bytes());
         out.extend_from_slice(&section.bytes);
     }
-    let payload = out.len() - start - HEADER_BYTES;
-    assert!(payload <= PAYLOAD_BYTES_MAX, "a frame of {payload} bytes");
-    let crc = crc32c::crc32c(&out[start + 8..]);
-    out[start..start + 4].copy_from_slice(&u32::try_from(payload).expect("checked above").to_le_bytes());
-    out[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+    let payload = start + HEADER_BYTES;
+    let payload_bytes = out.len() - payload;
+    assert!(payload_bytes <= PAYLOAD_BYTES_MAX, "a frame of {payload_bytes} bytes");
+    let payload_crc = crc32c::crc32c(&out[payload..]);
+    let head = &mut out[start..payload];
+    head[..4].copy_from_slice(&u32::try_from(payload_bytes).expect("checked above").to_le_bytes());
+    head[4..8].copy_from_slice(&payload_crc.to_le_bytes());
+    head[8..16].copy_from_slice(&position.0.to_le_bytes());
+    head[16..20].copy_from_slice(&unsynced_before.to_le_bytes());
+    let head_crc = crc32c::crc32c(&head[..20]);
+    head[20..].copy_from_slice(&head_crc.to_le_bytes());
+}
+
+/// What the head of a frame says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The number of the frame.
+    pub position: Position,
+    /// All frames before this one were durable when it was written.
+    pub synced_before: Position,
+    payload_bytes: usize,
+    payload_crc: u32,
+}
+
+/// Reads the head at the front of the bytes, whether or not its payload is there.
+#[must_use]
+pub fn decode_head(bytes: &[u8]) -> Option<Head> {
+    let head = bytes.get(..HEADER_BYTES)?;
+    let u32_at = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"));
+    let position = u64::from_le_bytes(head[8..16].try_into().expect("eight bytes"));
+    let synced_before = position.checked_sub(u64::from(u32_at(16))).filter(|p| *p > 0)?;
+    let payload_bytes = u32_at(0) as usize;
+    // The sum comes last: most bytes that are no head are told by the rest.
+    (payload_bytes <= PAYLOAD_BYTES_MAX && crc32c::crc32c(&head[..20]) == u32_at(20)).then_some(Head {
+        position: Position(position),
+        synced_before: Position(synced_before),
+        payload_bytes,
+        payload_crc: u32_at(4),
+    })
 }
 
 /// What stands at the front of some bytes.
@@ -120,16 +156,13 @@ pub fn decode(bytes: &[u8]) -> Decoded {
 }
 
 fn try_decode(bytes: &[u8]) -> Option<(Frame, usize)> {
-    let header = bytes.get(..HEADER_BYTES)?;
-    let payload_bytes = u32::from_le_bytes(header[..4].try_into().ok()?) as usize;
-    let crc = u32::from_le_bytes(header[4..8].try_into().ok()?);
-    let position = Position(u64::from_le_bytes(header[8..16].try_into().ok()?));
-    let end = HEADER_BYTES.checked_add(payload_bytes).filter(|_| payload_bytes <= PAYLOAD_BYTES_MAX && position.0 > 0)?;
-    let checked = bytes.get(8..end)?;
-    if crc32c::crc32c(checked) != crc {
+    let head = decode_head(bytes)?;
+    let end = HEADER_BYTES + head.payload_bytes;
+    let mut rest = bytes.get(HEADER_BYTES..end)?;
+    if crc32c::crc32c(rest) != head.payload_crc {
         return None;
     }
-    let (mut sections, mut rest) = (Vec::new(), &bytes[HEADER_BYTES..end]);
+    let mut sections = Vec::new();
     while !rest.is_empty() {
         let head = rest.get(..6)?;
         let kind = Kind(u16::from_le_bytes(head[..2].try_into().ok()?));
@@ -138,7 +171,7 @@ fn try_decode(bytes: &[u8]) -> Option<(Frame, usize)> {
         rest = &rest[6 + len..];
         sections.push(Section { kind, bytes });
     }
-    Some((Frame { position, sections }, end))
+    Some((Frame { position: head.position, sections }, end))
 }
 
 #[cfg(test)]
@@ -149,7 +182,8 @@ mod tests {
     fn a_frame_comes_back_and_no_flipped_bit_does() {
         let sections = vec![Section { kind: Kind::COUNTS, bytes: vec![1, 2, 3] }, Section { kind: Kind(999), bytes: vec![] }];
         let mut bytes = Vec::new();
-        encode(&mut bytes, Position(7), &sections);
+        encode(&mut bytes, Position(7), 3, &sections);
+        assert_eq!(decode_head(&bytes).unwrap().synced_before, Position(4));
         assert_eq!(decode(&bytes), Decoded::Frame(Frame { position: Position(7), sections }, bytes.len()));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();

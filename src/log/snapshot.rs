@@ -3,12 +3,12 @@
 //! `snapshots/POSITION.snapshot`: `SBSNAP`, version, crc32c of the rest, position, the state's bytes (its owner's). Written whole beside
 //! its place, synced, renamed, the folder synced; the two newest are kept. One that does not check is passed over: the log has all.
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::disk_ops::{self, DiskFile};
 use super::failpoint;
-use super::file::{Error, io_error, sync_dir};
+use super::file::{Error, io_error, sync_dir, write_error};
 use super::record::Position;
 
 const MAGIC: [u8; 8] = *b"SBSNAP\0\x01";
@@ -20,14 +20,18 @@ pub type Kept = (Position, Vec<u8>);
 /// Writes a file so that after a crash either the old or the new one is there.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::NoRoom`]: the old one stands. [`Error::Io`].
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let beside = path.with_extension("new");
-    let mut file = File::create(&beside).map_err(io_error("cannot create", &beside))?;
-    file.write_all(bytes).map_err(io_error("cannot write", &beside))?;
+    let mut file = DiskFile::create(&beside).map_err(write_error("cannot create", &beside))?;
+    if let Err(source) = file.append(bytes) {
+        // It would take the room that is missing.
+        disk_ops::remove_file(&beside).map_err(io_error("cannot remove", &beside))?;
+        return Err(write_error("cannot write", &beside)(source));
+    }
     file.sync_all().map_err(io_error("cannot sync", &beside))?;
     failpoint::pass("before rename");
-    fs::rename(&beside, path).map_err(io_error("cannot rename", &beside))?;
+    disk_ops::rename(&beside, path).map_err(io_error("cannot rename", &beside))?;
     path.parent().map_or(Ok(()), sync_dir)
 }
 
@@ -37,9 +41,10 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// [`Error::Io`].
 pub fn write(data_dir: &Path, position: Position, state: &[u8]) -> Result<(), Error> {
     let dir = data_dir.join("snapshots");
-    fs::create_dir_all(&dir).map_err(io_error("cannot create", &dir))?;
+    disk_ops::create_dir_all(&dir).map_err(write_error("cannot create", &dir))?;
+    sync_dir(data_dir)?;
     for path in unfinished(&dir)? {
-        fs::remove_file(&path).map_err(io_error("cannot remove", &path))?;
+        disk_ops::remove_file(&path).map_err(io_error("cannot remove", &path))?;
     }
     let mut bytes = MAGIC.to_vec();
     let mut body = position.0.to_le_bytes().to_vec();
@@ -49,7 +54,7 @@ pub fn write(data_dir: &Path, position: Position, state: &[u8]) -> Result<(), Er
     write_whole(&dir.join(format!("{:020}.snapshot", position.0)), &bytes)?;
     let all = list(data_dir)?;
     for (_, path) in &all[..all.len().saturating_sub(KEPT)] {
-        fs::remove_file(path).map_err(io_error("cannot remove", path))?;
+        disk_ops::remove_file(path).map_err(io_error("cannot remove", path))?;
     }
     Ok(())
 }

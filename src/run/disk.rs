@@ -23,6 +23,9 @@ use crate::log::snapshot;
 use crate::machine::{Carried, Delta, Effects, FrameError, Machine, State};
 use crate::time::{Tier, Timestamp};
 
+/// What the index is given to write itself to disk; with less there is no checkpoint.
+const INDEX_ROOM_BYTES: u64 = 4 << 20;
+
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -95,6 +98,14 @@ pub fn keep_said(index: &Index, position: Position, delta: &Delta, effects: &Eff
         }
     }
     Ok(())
+}
+
+impl Error {
+    /// Whether there was no room on the disk, and what was to be written can be tried again as it is.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Log(file::Error::NoRoom { .. }) | Self::History(closed_periods::Error::Io(file::Error::NoRoom { .. })))
+    }
 }
 
 /// Everything on disk but the log.
@@ -210,8 +221,13 @@ impl Keeper {
                 continue;
             }
             let known: Vec<_> = fine_blocks.into_iter().filter(|b| b.name <= position).collect();
-            if let Some(block) = RollUp::begin(&reader, coarse, period, position, &known)?.finish(&mut self.files)? {
-                self.index.put_block(&block)?;
+            match RollUp::begin(&reader, coarse, period, position, &known).and_then(|roll_up| roll_up.finish(&mut self.files)) {
+                Ok(Some(block)) => self.index.put_block(&block)?,
+                Ok(None) => {}
+                Err(error) => {
+                    self.files.forget_roll_up(coarse)?;
+                    return Err(error.into());
+                }
             }
         }
         Ok(())
@@ -236,7 +252,7 @@ impl Keeper {
     /// Now and then, after a slot has closed: history and index to disk, then a snapshot, then what is no longer needed goes.
     ///
     /// # Errors
-    /// [`Error`]; the process must then end.
+    /// [`Error`]; unless there was no room, the process must then end.
     pub fn checkpoint(&mut self, machine: &mut Machine, now: Timestamp) -> Result<(), Error> {
         let gone = machine.keys.sweep(now);
         self.write_checkpoint(&machine.state(), &gone, now)
@@ -245,9 +261,14 @@ impl Keeper {
     /// The same of a state that was taken out of its machine.
     ///
     /// # Errors
-    /// [`Error`]; the process must then end.
+    /// [`Error`]; unless there was no room, the process must then end.
     pub fn write_checkpoint(&mut self, state: &State, gone_keys: &[u128], now: Timestamp) -> Result<(), Error> {
         self.files.sync()?;
+        if free_bytes(&self.data_dir).is_some_and(|free| free < INDEX_ROOM_BYTES) {
+            // sled does not survive a disk that is full.
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(file::Error::NoRoom { path: index::folder(&self.data_dir), source }.into());
+        }
         for key in gone_keys {
             self.index.forget_key(*key)?;
         }
@@ -278,12 +299,12 @@ impl Keeper {
         let known = snapshot::list(&self.data_dir)?;
         let Some((safe, _)) = known.first().filter(|_| known.len() >= 2) else { return Ok(()) };
         for pair in segments.windows(2) {
-            let ((_, path), (next_first, _)) = (&pair[0], &pair[1]);
+            let ((first, path), (next_first, _)) = (&pair[0], &pair[1]);
             if next_first > safe || self.dated_from(*next_first)?.is_none_or(|at| at.0 + self.keep_log_ms > now.0) {
                 break;
             }
             let mut carried = self.carried()?;
-            file::archive_segment(&self.data_dir, path, |frame, is_last| {
+            file::archive_segment(&self.data_dir, (*first, path), |frame, is_last| {
                 carried = std::mem::take(&mut carried).after(&Delta::from_frame(&frame)?);
                 let kept = frame.sections.into_iter().filter(|s| !is_forgettable(s));
                 Ok::<_, Error>(kept.chain(is_last.then(|| carried.to_section())).collect())

@@ -2,11 +2,15 @@
 //! hears that a closed minute is in its files, the minute stays readable in memory ([`crate::history::open_slots::OpenSlots::leaving`]).
 //!
 //! So neither a closed minute nor an hour's roll-up nor a snapshot of 100,000 endpoints delays an answer. What the engine must not outrun is minutes: when
-//! [`LEAVING_MAX`] of them wait it waits too.
+//! [`LEAVING_MAX`] of them wait it waits too. When there is no room on the disk the thread tries again until there is, and the engine, which can see that, takes nothing in.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tracing::warn;
 
 use super::disk::{Error, Frame, Keeper};
 use crate::history::index::Index;
@@ -18,6 +22,19 @@ use crate::time::{Tier, Timestamp};
 
 /// Closed minutes that may wait to be written.
 const LEAVING_MAX: usize = 16;
+
+/// After a write that found no room on the disk, the next is tried so much later.
+pub const NO_ROOM_WAIT: Duration = Duration::from_millis(250);
+
+/// How soon it is seen that there is no room.
+const LOOK_WAIT: Duration = Duration::from_millis(20);
+
+/// What both sides see at once.
+#[derive(Debug, Default)]
+struct Signs {
+    no_room: AtomicBool,
+    ending: AtomicBool,
+}
 
 enum Work {
     Frame(Frame),
@@ -48,6 +65,7 @@ pub struct HistoryWriter {
     work: Option<Sender<Work>>,
     done: Receiver<Done>,
     thread: Option<JoinHandle<Result<(), Error>>>,
+    signs: Arc<Signs>,
 }
 
 impl HistoryWriter {
@@ -58,6 +76,7 @@ impl HistoryWriter {
     pub fn start(keeper: Keeper, machine: &Machine) -> std::io::Result<Self> {
         let (work, works) = channel();
         let (sender, done) = channel();
+        let signs = Arc::new(Signs::default());
         let mut writer = Self {
             index: keeper.index.clone(),
             keep_minutes_ms: keeper.keep_minutes_ms,
@@ -71,8 +90,10 @@ impl HistoryWriter {
             work: Some(work),
             done,
             thread: None,
+            signs: Arc::clone(&signs),
         };
-        writer.thread = Some(std::thread::Builder::new().name("history".to_owned()).spawn(move || run(keeper, &works, &sender))?);
+        let thread = Thread { keeper, done: sender, signs, gone_keys: Vec::new() };
+        writer.thread = Some(std::thread::Builder::new().name("history".to_owned()).spawn(move || thread.run(&works))?);
         Ok(writer)
     }
 
@@ -90,14 +111,20 @@ impl HistoryWriter {
         }
         self.send(Work::Frame(frame))?;
         self.look_after(machine)?;
-        while self.leaving > LEAVING_MAX {
-            let done = self.done.recv();
-            match done {
+        while self.leaving > LEAVING_MAX && !self.waits_for_room() {
+            match self.done.recv_timeout(LOOK_WAIT) {
                 Ok(done) => self.take(machine, done),
-                Err(_) => return self.failure(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.failure(),
             }
         }
         Ok(())
+    }
+
+    /// Whether the thread found no room on the disk, and tries again.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.signs.no_room.load(Ordering::SeqCst)
     }
 
     /// Takes note of what was written meanwhile.
@@ -129,17 +156,23 @@ impl HistoryWriter {
         }
     }
 
-    /// Waits until everything handed on is written.
+    /// Waits until everything handed on is written; `false` when there is no room for it yet.
     ///
     /// # Errors
     /// What the thread could not write.
-    pub fn flush(&mut self, machine: &mut Machine) -> Result<(), Error> {
+    pub fn flush(&mut self, machine: &mut Machine) -> Result<bool, Error> {
         let (reply, flushed) = channel();
         self.send(Work::Flush(reply))?;
-        if flushed.recv().is_err() {
-            return self.failure();
+        loop {
+            match flushed.recv_timeout(LOOK_WAIT) {
+                Ok(()) => break,
+                Err(RecvTimeoutError::Timeout) if self.waits_for_room() => return Ok(false),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.failure().map(|()| false),
+            }
         }
-        self.look_after(machine)
+        self.look_after(machine)?;
+        Ok(true)
     }
 
     /// Whether it is time for a checkpoint, and the one before has ended.
@@ -158,13 +191,15 @@ impl HistoryWriter {
         self.send(Work::Checkpoint(Box::new(machine.state()), gone, now))
     }
 
-    /// Waits for the end of everything that was handed on, and ends the thread.
+    /// Waits for the end of everything that was handed on, and ends the thread; `false` when there was no room for all of it.
     ///
     /// # Errors
     /// What the thread could not write.
-    pub fn end(mut self) -> Result<(), Error> {
+    pub fn end(mut self) -> Result<bool, Error> {
+        self.signs.ending.store(true, Ordering::SeqCst);
         self.work = None;
-        self.join()
+        self.join()?;
+        Ok(!self.waits_for_room())
     }
 
     fn send(&mut self, work: Work) -> Result<(), Error> {
@@ -200,22 +235,83 @@ impl HistoryWriter {
     }
 }
 
-fn run(mut keeper: Keeper, works: &Receiver<Work>, done: &Sender<Done>) -> Result<(), Error> {
-    for work in works {
-        // The engine may have ended first; what it handed on is written all the same.
-        match work {
-            Work::Frame(frame) => {
-                keeper.keep_frame(&frame)?;
-                let wrote = !frame.closed.is_empty() || frame.closed_to.is_some_and(|(before, after)| before < after);
-                let to = frame.closed_to.filter(|_| wrote).map_or(Timestamp(0), |c| c.1);
-                drop(done.send(Done::Written(frame.position, to, frame.closed)));
-            }
-            Work::Checkpoint(state, gone, now) => {
-                keeper.write_checkpoint(&state, &gone, now)?;
-                drop(done.send(Done::Checkpointed));
-            }
-            Work::Flush(reply) => drop(reply.send(())),
+impl Drop for HistoryWriter {
+    /// Whatever ended the engine, what was handed on is written, if there is room, and nothing is written after this.
+    fn drop(&mut self) {
+        self.signs.ending.store(true, Ordering::SeqCst);
+        self.work = None;
+        if let Some(Err(error)) = self.thread.take().and_then(|thread| thread.join().ok()) {
+            warn!(%error, "history could not be written to its end: the next start reads the log");
         }
     }
-    Ok(())
+}
+
+/// The thread's side.
+struct Thread {
+    keeper: Keeper,
+    done: Sender<Done>,
+    signs: Arc<Signs>,
+    /// Keys that have run out, of a checkpoint that found no room.
+    gone_keys: Vec<u128>,
+}
+
+impl Thread {
+    fn run(mut self, works: &Receiver<Work>) -> Result<(), Error> {
+        for work in works {
+            // The engine may have ended first; what it handed on is written all the same.
+            match work {
+                Work::Frame(frame) => {
+                    if !self.keep(&frame)? {
+                        // A snapshot would say that history has what it has not.
+                        return Ok(());
+                    }
+                    let wrote = !frame.closed.is_empty() || frame.closed_to.is_some_and(|(before, after)| before < after);
+                    let to = frame.closed_to.filter(|_| wrote).map_or(Timestamp(0), |c| c.1);
+                    drop(self.done.send(Done::Written(frame.position, to, frame.closed)));
+                }
+                Work::Checkpoint(state, gone, now) => {
+                    self.checkpoint(&state, gone, now)?;
+                    drop(self.done.send(Done::Checkpointed));
+                }
+                Work::Flush(reply) => drop(reply.send(())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a frame's part, as soon as there is room; `false` when there was none until the end.
+    fn keep(&mut self, frame: &Frame) -> Result<bool, Error> {
+        loop {
+            let ending = self.signs.ending.load(Ordering::SeqCst);
+            match self.keeper.keep_frame(frame) {
+                Err(error) if error.is_no_room() => {
+                    if !self.signs.no_room.swap(true, Ordering::SeqCst) {
+                        warn!(%error, "history waits until there is room");
+                    }
+                    if ending {
+                        return Ok(false);
+                    }
+                    std::thread::sleep(NO_ROOM_WAIT);
+                }
+                kept => {
+                    kept?;
+                    self.signs.no_room.store(false, Ordering::SeqCst);
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    /// A checkpoint that finds no room is left to the next one: the log has all.
+    fn checkpoint(&mut self, state: &State, gone: Vec<u128>, now: Timestamp) -> Result<(), Error> {
+        self.gone_keys.extend(gone);
+        match self.keeper.write_checkpoint(state, &self.gone_keys, now) {
+            Err(error) if error.is_no_room() => warn!(%error, "there is no room for a snapshot"),
+            done => {
+                done?;
+                self.gone_keys.clear();
+            }
+        }
+        Ok(())
+    }
 }

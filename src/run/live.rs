@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use super::clock::Clock;
 use super::disk::{self, Frame, Keeper, keep_said};
-use super::history_writer::HistoryWriter;
+use super::history_writer::{HistoryWriter, NO_ROOM_WAIT};
 use super::recovery::complete_totals;
 use crate::endpoint::{EndpointId, Selector};
 use crate::history::closed_periods;
@@ -107,7 +107,7 @@ impl Handle {
         answer.await.map_err(|_| Busy)
     }
 
-    /// Like [`Handle::decide`], and waits while the queue is full.
+    /// Like [`Handle::decide`], and waits while the queue or the disk is full.
     ///
     /// # Errors
     /// [`Busy`] when the engine is gone.
@@ -115,7 +115,11 @@ impl Handle {
         loop {
             let (reply, answer) = oneshot::channel();
             match self.inputs.try_send(Input::Decide(command.clone(), reply)) {
-                Ok(()) => return answer.await.map_err(|_| Busy),
+                // No answer: there was no room on the disk, or the engine is gone, which the next try tells.
+                Ok(()) => match answer.await {
+                    Ok(decided) => return Ok(decided),
+                    Err(_) => tokio::time::sleep(NO_ROOM_WAIT).await,
+                },
                 Err(TrySendError::Disconnected(_)) => return Err(Busy),
                 Err(TrySendError::Full(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
@@ -169,6 +173,10 @@ pub struct Engine {
     last_commit: Instant,
     last_disk_look: Timestamp,
     data_dir: PathBuf,
+    /// Since when the log found no room.
+    no_room_since: Option<Instant>,
+    /// Endpoints whose totals history is still to complete: it had no room.
+    uncounted: Vec<EndpointId>,
 }
 
 /// Makes an engine and the way to it; [`Engine::run`] is to be given a thread.
@@ -213,6 +221,8 @@ pub fn engine(
         last_commit: now_instant(),
         last_disk_look: Timestamp(0),
         data_dir,
+        no_room_since: None,
+        uncounted: Vec::new(),
     };
     Ok((engine, Handle { inputs: sender }))
 }
@@ -237,19 +247,43 @@ impl Engine {
                 Err(RecvTimeoutError::Disconnected) => true,
             };
             if stop {
-                // No slot is closed early: a restart raises no alarm.
-                self.history.checkpoint(&mut self.machine, self.clock.now())?;
-                self.history.end()?;
-                info!(position = self.machine.position.0, "everything is on disk");
-                return Ok(());
+                return self.end();
             }
             self.history.look_after(&mut self.machine)?;
-            self.close_due()?;
+            if self.no_room_since.is_some_and(|since| since.elapsed() >= NO_ROOM_WAIT) {
+                self.no_room_since = None;
+            }
+            if !self.has_no_room() {
+                self.complete_totals()?;
+                self.close_due()?;
+            }
             self.look_after_the_disk()?;
         }
     }
 
+    /// No slot is closed early: a restart raises no alarm.
+    fn end(mut self) -> Result<(), disk::Error> {
+        self.complete_totals()?;
+        if self.uncounted.is_empty() {
+            self.history.checkpoint(&mut self.machine, self.clock.now())?;
+        }
+        if self.history.end()? {
+            info!(position = self.machine.position.0, "everything is on disk");
+        } else {
+            warn!("there is no room on the disk: the next start reads the log");
+        }
+        Ok(())
+    }
+
+    /// Whether the log, or history behind it, found no room on the disk a moment ago.
+    fn has_no_room(&self) -> bool {
+        self.no_room_since.is_some() || self.history.waits_for_room()
+    }
+
     fn until_due(&self) -> Duration {
+        if self.has_no_room() {
+            return NO_ROOM_WAIT;
+        }
         let now = self.clock.now();
         let next = self.machine.judge.judged_to().map_or(Slot::containing(now), Slot::next);
         let due = next.end().plus_ms(self.machine.judge.promises().judge_after_ms);
@@ -284,8 +318,11 @@ impl Engine {
             Input::Stop => return Ok(true),
             Input::Decide(command, reply) => {
                 let decided = self.machine.judge.decide(command);
-                if let Ok(record) = &decided {
-                    self.record(&record.clone().into())?;
+                if let Ok(record) = &decided
+                    && !self.record(&record.clone().into())?
+                {
+                    // Without an answer: it was not decided.
+                    return Ok(false);
                 }
                 // Whoever asked may have gone away; it stands all the same.
                 drop(reply.send(decided));
@@ -296,6 +333,11 @@ impl Engine {
 
     /// Commits a group of batches as one frame. A key that comes twice in it waits for the first to be on disk, then repeats its answer.
     fn commit_batches(&mut self, group: Vec<Submission>) -> Result<(), disk::Error> {
+        if self.history.waits_for_room() {
+            // The log may have room; what follows from it has none.
+            refuse(group.into_iter().map(|s| s.reply));
+            return Ok(());
+        }
         let now = self.clock.now();
         let (mut taken, mut again, mut answered): (Vec<(Submission, Option<Committed>)>, Vec<_>, Vec<_>) = Default::default();
         let mut fates = Fates::default();
@@ -337,18 +379,21 @@ impl Engine {
         let batches: Vec<&Batch> = taken.iter().map(|(s, _)| &s.batch).collect();
         self.creation.set(now, self.memory.per_mille() >= NEW_ENDPOINTS_TO);
         let mut delta = self.machine.fold_within(&batches, Some(&mut self.creation));
-        for (total, more) in delta.fates.iter_mut().zip(fates.into_iter().zip(self.refusals.take()).map(|(a, b)| a + b)) {
+        let refused = self.refusals.take();
+        let fates: Fates = std::array::from_fn(|i| fates[i] + refused[i]);
+        for (total, more) in delta.fates.iter_mut().zip(fates) {
             *total += more;
         }
-        for sender in taken.iter().filter_map(|(_, c)| c.as_ref().and_then(|c| c.sender.as_ref())) {
-            let known = self.machine.keys.senders().get(&sender.id);
-            if known.is_some_and(|k| k.is_behind(sender.epoch)) {
-                warn!(sender = sender.id, "batches of an older start came after those of a newer one: two processes use this sender's name");
-            }
-        }
+        self.warn_of_older_starts(taken.iter().filter_map(|(_, c)| c.as_ref()));
         delta.batches = taken.iter_mut().filter_map(|(_, c)| c.take()).chain(conflicts).collect();
-        answered.extend(taken.into_iter().map(|(s, _)| (s.reply, Answer::Committed)));
-        let position = if delta == Delta::default() { None } else { Some(self.write(&delta)?) };
+        let taken = taken.into_iter().map(|(s, _)| s);
+        let position = if delta == Delta::default() { None } else { self.write(&delta)? };
+        if position.is_some() || delta == Delta::default() {
+            answered.extend(taken.map(|s| (s.reply, Answer::Committed)));
+        } else {
+            self.refusals.put_back(&fates);
+            refuse(taken.chain(std::mem::take(&mut again)).map(|s| s.reply));
+        }
         for (reply, answer) in answered {
             // Whoever sent it may have gone away; it is on disk all the same.
             drop(reply.send(answer));
@@ -359,21 +404,41 @@ impl Engine {
         if again.is_empty() { Ok(()) } else { self.commit_batches(again) }
     }
 
-    /// Writes a frame and takes it in.
-    fn record(&mut self, delta: &Delta) -> Result<(), disk::Error> {
-        let position = self.write(delta)?;
-        self.apply(position, delta)
+    fn warn_of_older_starts<'a>(&self, taken: impl Iterator<Item = &'a Committed>) {
+        for sender in taken.filter_map(|c| c.sender.as_ref()) {
+            let known = self.machine.keys.senders().get(&sender.id);
+            if known.is_some_and(|k| k.is_behind(sender.epoch)) {
+                warn!(sender = sender.id, "batches of an older start came after those of a newer one: two processes use this sender's name");
+            }
+        }
     }
 
-    /// Writes a frame; it is on disk then.
-    fn write(&mut self, delta: &Delta) -> Result<Position, disk::Error> {
+    /// Writes a frame and takes it in; `false` when there is no room for it on the disk: then nothing has happened.
+    fn record(&mut self, delta: &Delta) -> Result<bool, disk::Error> {
+        let Some(position) = self.write(delta)? else { return Ok(false) };
+        self.apply(position, delta)?;
+        Ok(true)
+    }
+
+    /// Writes a frame; it is on disk then, or there is no room for it.
+    fn write(&mut self, delta: &Delta) -> Result<Option<Position>, disk::Error> {
         let start = now_instant();
         let position = self.log.stage(&delta.to_sections());
-        self.log.commit().map_err(|e| self.lost(e))?;
+        match self.log.commit().map_err(disk::Error::from) {
+            Ok(()) => {}
+            Err(error) if error.is_no_room() => {
+                self.no_room_since = Some(now_instant());
+                if !self.disk_full.swap(true, Ordering::Relaxed) {
+                    warn!(%error, "no timings are taken until there is room");
+                }
+                return Ok(None);
+            }
+            Err(error) => return Err(self.lost(error)),
+        }
         self.last_commit = now_instant();
         self.gauges.commits.fetch_add(1, Ordering::Relaxed);
         self.gauges.commit_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
-        Ok(position)
+        Ok(Some(position))
     }
 
     /// Takes in a frame that is on disk: state, history and index follow the log and never lead it.
@@ -387,10 +452,8 @@ impl Engine {
         keep_said(&self.history.index, position, delta, &effects)?;
         let frame = Frame::of(&self.machine, position, delta, &effects);
         self.history.keep(&mut self.machine, frame)?;
-        if !effects.made_critical.is_empty() {
-            self.history.flush(&mut self.machine)?;
-            complete_totals(&self.history.index, &self.reader, &mut self.machine, &effects.made_critical)?;
-        }
+        self.uncounted.extend(effects.made_critical);
+        self.complete_totals()?;
         if delta.records.iter().any(|r| matches!(r, Record::Configured { .. })) {
             self.known.set_critical(critical_of(self.machine.judge.promises()), self.machine.critical_from(EndpointId(0)));
         }
@@ -404,9 +467,18 @@ impl Engine {
         Ok(())
     }
 
-    fn lost(&self, error: crate::log::Error) -> disk::Error {
+    /// Has history complete the totals of endpoints that became critical, as soon as there is room for what it is still to write.
+    fn complete_totals(&mut self) -> Result<(), disk::Error> {
+        if !self.uncounted.is_empty() && self.history.flush(&mut self.machine)? {
+            complete_totals(&self.history.index, &self.reader, &mut self.machine, &self.uncounted)?;
+            self.uncounted.clear();
+        }
+        Ok(())
+    }
+
+    fn lost(&self, error: disk::Error) -> disk::Error {
         error!(%error, position = self.machine.position.0, "the log cannot be written: this process ends, and the next one reads the disk anew");
-        error.into()
+        error
     }
 
     /// Judges the slots whose time has come.
@@ -418,12 +490,18 @@ impl Engine {
         while let Some(end) = self.machine.next_close(target) {
             failpoint::pass("in slot close");
             let delta = self.machine.close(end);
-            self.record(&delta)?;
+            if !self.record(&delta)? {
+                break;
+            }
             closes += 1;
+            if self.history.waits_for_room() {
+                break;
+            }
         }
         if closes > 0 {
             self.gauges.judge_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
-            if self.history.is_due(now) {
+            // A full disk is not made fuller: sled does not survive it, and the log has all.
+            if self.history.is_due(now) && self.uncounted.is_empty() && !self.has_no_room() && !self.disk_full.load(Ordering::Relaxed) {
                 self.history.checkpoint(&mut self.machine, now)?;
                 self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
             }
@@ -438,11 +516,15 @@ impl Engine {
         }
         self.last_disk_look = now;
         // What was refused is counted even when nothing else comes.
-        if self.refusals.any() {
-            self.record(&Delta { fates: self.refusals.take(), ..Delta::default() })?;
+        if self.refusals.any() && !self.has_no_room() {
+            let fates = self.refusals.take();
+            if !self.record(&Delta { fates, ..Delta::default() })? {
+                self.refusals.put_back(&fates);
+            }
         }
-        if let Some(free) = disk::free_bytes(&self.data_dir) {
-            let full = free < self.free_bytes_min;
+        if self.no_room_since.is_none() {
+            let free = disk::free_bytes(&self.data_dir);
+            let full = self.history.waits_for_room() || free.is_some_and(|free| free < self.free_bytes_min);
             if full != self.disk_full.swap(full, Ordering::Relaxed) {
                 warn!(free_bytes = free, full, "room on the disk");
             }
@@ -454,6 +536,14 @@ impl Engine {
 /// Which endpoints are critical by configuration.
 fn critical_of(promises: &Promises) -> Vec<Selector> {
     promises.endpoints.iter().filter(|o| o.critical).map(|o| o.selector.clone()).collect()
+}
+
+/// Says that there is no room.
+fn refuse(replies: impl Iterator<Item = oneshot::Sender<Answer>>) {
+    for reply in replies {
+        // Whoever sent it may have gone away.
+        drop(reply.send(Answer::NoRoom));
+    }
 }
 
 fn committed(submission: &Submission, now: Timestamp) -> Option<Committed> {

@@ -95,6 +95,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
     };
     let machine = match restored {
         Some(mut machine) => {
+            keeper.files.cut_torn()?;
             for frame in file::Reader::log(data_dir, machine.position.next())? {
                 let frame = frame?;
                 let delta = Delta::from_frame(&frame)?;
@@ -111,7 +112,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
 
 /// Opens the index; one that cannot be opened is set aside. sled is known to panic on some damage, so it is opened behind a guard.
 fn open_index(data_dir: &Path, now: Timestamp) -> Result<Index, Error> {
-    let try_open = || std::panic::catch_unwind(|| Index::open(data_dir).and_then(|s| s.applied().map(|_| s)));
+    let try_open = || std::panic::catch_unwind(|| Index::open(data_dir).and_then(|s| s.check().map(|()| s)));
     match try_open() {
         Ok(Ok(index)) => return Ok(index),
         Ok(Err(error)) => warn!(%error, "the index cannot be opened and is set aside"),
@@ -144,6 +145,7 @@ impl Keeper {
                 fs::remove_dir_all(&aside).map_err(file::io_error("cannot remove", &aside))?;
             }
         }
+        self.files.cut_torn()?;
         let reader = self.reader();
         for tier in Tier::ALL {
             for block in reader.blocks(tier)?.iter().filter(|b| b.period >= self.kept_from(tier, now)) {

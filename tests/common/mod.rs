@@ -116,7 +116,11 @@ pub struct Server {
 
 impl Server {
     pub fn start(dir: &Path, retention: Retention, segment_bytes: u64, now: Timestamp) -> Self {
-        let opened = recovery::open(dir, LIMITS, retention, now, false).unwrap();
+        Self::try_start(dir, retention, segment_bytes, now).unwrap()
+    }
+
+    pub fn try_start(dir: &Path, retention: Retention, segment_bytes: u64, now: Timestamp) -> Result<Self, slowburn::run::disk::Error> {
+        let opened = recovery::open(dir, LIMITS, retention, now, false)?;
         let clock = Arc::new(Clock::by_hand(now));
         let refusals = Arc::new(Refusals::default());
         let disk_full = Arc::new(AtomicBool::new(false));
@@ -163,7 +167,13 @@ impl Server {
             ready: Arc::new(AtomicBool::new(true)),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { dir: dir.to_owned(), clock, handle, engine, router: show::router(site), runtime, _lock: opened.lock }
+        Ok(Self { dir: dir.to_owned(), clock, handle, engine, router: show::router(site), runtime, _lock: opened.lock })
+    }
+
+    /// Moves the clock and waits until the engine has seen it; whether it still runs.
+    pub fn try_at(&self, now: Timestamp) -> bool {
+        self.clock.move_to(now);
+        (0..2).all(|_| self.runtime.block_on(self.handle.look(|_, _| ())).is_ok())
     }
 
     /// Moves the clock and waits until everything that is due then is done and on disk.
@@ -214,6 +224,12 @@ impl Server {
     pub fn stop(self) {
         self.handle.stop();
         self.engine.join().unwrap().unwrap();
+    }
+
+    /// Ends, or has ended, as it may.
+    pub fn end(self) -> Result<(), slowburn::run::disk::Error> {
+        self.handle.stop();
+        self.engine.join().unwrap()
     }
 
     /// What a crash at this moment leaves, in another folder; then ends.
