@@ -27,6 +27,12 @@ impl Listed {
         self.0.iter().map(|e| (bucket_of(*e), count_of(*e)))
     }
 
+    /// Whether so many more buckets surely fit, when all its counts together are then `total`.
+    #[must_use]
+    pub fn has_room(&self, buckets: usize, total: u64) -> bool {
+        self.0.len() + buckets <= BUCKETS_MAX && u16::try_from(total).is_ok()
+    }
+
     /// Adds a count above 0; `false`, and nothing is changed, when there is no room for it.
     pub fn add(&mut self, bucket: u16, count: u64) -> bool {
         let Ok(small) = u16::try_from(count) else { return false };

@@ -5,7 +5,7 @@
 //! Frames are synced, and followed by a mark that says so, before the snapshot that forgets their rows: what cannot be read behind the last mark is a torn end and is written
 //! again from the log; before it, it is damage. Retention deletes whole files.
 //!
-//! The bytes of a frame are in [`super::layout`], reading them in [`super::reader`].
+//! The bytes of a frame are in `layout`, reading them in [`super::reader`].
 
 use std::collections::HashMap;
 use std::fs::{self, File};

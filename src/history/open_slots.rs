@@ -59,16 +59,11 @@ impl OpenCell {
         let count: u64 = more.iter().map(|b| b.1).sum();
         let fits = |a: u32, b: u64| u32::try_from(u64::from(a) + b).ok();
         let (Some(new_total), Some(new_client_errors)) = (fits(*total, count), fits(*client_errors, outcome_client_errors)) else { return false };
-        if let [(bucket, count)] = more {
-            if !buckets.add(*bucket, *count) {
-                return false;
-            }
-        } else {
-            let mut list = buckets.clone();
-            if !more.iter().all(|(bucket, count)| list.add(*bucket, *count)) {
-                return false;
-            }
-            *buckets = list;
+        if !buckets.has_room(more.len(), u64::from(new_total)) {
+            return false;
+        }
+        for (bucket, count) in more {
+            buckets.add(*bucket, *count);
         }
         (*total, *client_errors) = (new_total, new_client_errors);
         *sum_us = sum_us.saturating_add(more_us);

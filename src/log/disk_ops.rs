@@ -1,5 +1,5 @@
 //! Every change that log, snapshots, archive and history make on disk, in one place: debug builds let a test have any of them fail and record them all
-//! ([`fault_plan`](super::fault_plan)); release builds pass them straight on.
+//! ([`super::fault_plan`]); release builds pass them straight on.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};

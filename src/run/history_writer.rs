@@ -2,7 +2,7 @@
 //! hears that a closed minute is in its files, the minute stays readable in memory ([`crate::history::open_slots::OpenSlots::leaving`]).
 //!
 //! So neither a closed minute nor an hour's roll-up nor a snapshot of 100,000 endpoints delays an answer. What the engine must not outrun is minutes: when
-//! [`LEAVING_MAX`] of them wait it waits too. When there is no room on the disk the thread tries again until there is, and the engine, which can see that, takes nothing in.
+//! 16 of them wait it waits too. When there is no room on the disk the thread tries again until there is, and the engine, which can see that, takes nothing in.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
