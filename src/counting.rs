@@ -148,6 +148,19 @@ impl Cell {
         if failed { &mut self.failed } else { &mut self.passed }.record(span.highest_us, tally.weight);
     }
 
+    /// Counts requests of weight 1 that did not fail, by bucket of its grid; where no threshold is counted.
+    pub fn add_plain(&mut self, client_errors: u64, sum_us: u64, buckets: &[(u16, u64)]) {
+        debug_assert!(self.thresholds.is_empty(), "a bucket does not say what is within a threshold");
+        let tally = |n: u64| Tally { weight: n, observed: n };
+        let total = buckets.iter().fold(0, |sum, b| u64::saturating_add(sum, b.1));
+        self.outcomes[Outcome::Ok as usize] += tally(total.saturating_sub(client_errors));
+        self.outcomes[Outcome::ClientError as usize] += tally(client_errors);
+        self.sum_us = self.sum_us.saturating_add(sum_us);
+        for (bucket, count) in buckets {
+            self.passed.record_bucket(*bucket, *count);
+        }
+    }
+
     /// All requests.
     #[must_use]
     pub fn total(&self) -> Tally {

@@ -4,7 +4,8 @@
 //! only mutation, in live, recovery and replay. So a frame's position is its order, and "before or after the slot was closed" is a fact of the log, not of a race.
 //!
 //! The first design had a commit thread and an aggregation thread that apply one log at two paces. One owner makes the order of the log the order of the decisions by
-//! construction; what it costs an answer when a slot closes is measured, and splitting it is left to the work on speed.
+//! construction. What would delay an answer is elsewhere instead: handlers parse and look endpoints up, history is written by a thread of its own, and closing a minute takes its
+//! cells out as they are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -544,6 +545,9 @@ struct Destination {
     overflow: bool,
 }
 
+/// Failures of a cell that are written one by one, so that the rest of it stays plain.
+const FAILURES_APART_MAX: usize = 4;
+
 struct Folding<'m> {
     machine: &'m Machine,
     delta: Delta,
@@ -566,8 +570,8 @@ impl Folding<'_> {
                 self.counts.one(slot, id, one.outcome(), one.us());
                 continue;
             }
-            let counting = self.machine.counting.get(id.0 as usize).and_then(Option::as_ref);
-            if counting.is_some() || cell.iter().any(|p| p.outcome().is_failure()) {
+            let failures = cell.iter().filter(|p| p.outcome().is_failure()).count();
+            if failures > FAILURES_APART_MAX || self.machine.counting.get(id.0 as usize).is_some_and(Option::is_some) {
                 let mut full = self.new_cell(id);
                 for alike in cell.chunk_by(|a, b| a == b) {
                     let n = alike.len() as u64;
@@ -579,6 +583,10 @@ impl Folding<'_> {
             buckets.clear();
             let (mut client_errors, mut sum_us) = (0, 0);
             for p in cell {
+                if p.outcome().is_failure() {
+                    self.counts.one(slot, id, p.outcome(), p.us());
+                    continue;
+                }
                 client_errors += u64::from(p.outcome() == Outcome::ClientError);
                 sum_us += p.us();
                 let bucket = Digits::Two.bucket_of(p.us());
@@ -586,6 +594,9 @@ impl Folding<'_> {
                     Some(last) if last.0 == bucket => last.1 += 1,
                     _ => buckets.push((bucket, 1)),
                 }
+            }
+            if buckets.is_empty() {
+                continue;
             }
             self.counts.plain(slot, id, client_errors, sum_us, &buckets);
         }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::counts::{Counted, Counts, Writer, plain_cell};
 use super::reader::Wanted;
-use crate::counting::{Cell, Outcome};
+use crate::counting::{Cell, Outcome, Span, Tally};
 use crate::endpoint::EndpointId;
 use crate::histogram::codec::{Error, put_varint, take_varint};
 use crate::histogram::listed::Listed;
@@ -78,8 +78,16 @@ impl OpenCell {
             Counted::Plain { client_errors, sum_us, buckets } => self.add_plain(*client_errors, *sum_us, buckets),
             _ => false,
         };
-        if !added {
-            self.full().merge(&counted.to_cell(&[], Digits::Two));
+        if added {
+            return;
+        }
+        let cell = self.full();
+        match counted {
+            Counted::One { outcome, us } => cell.record(*outcome, Span::exact(*us), Tally { weight: 1, observed: 1 }),
+            Counted::Plain { client_errors, sum_us, buckets } if cell.thresholds.is_empty() && cell.passed.digits() == Digits::Two => {
+                cell.add_plain(*client_errors, *sum_us, buckets);
+            }
+            other => cell.merge(&other.to_cell(&[], Digits::Two)),
         }
     }
 }
@@ -307,7 +315,6 @@ pub fn take_row(endpoint: EndpointId, mut bytes: &[u8]) -> Result<Row, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counting::{Span, Tally};
     use proptest::prelude::*;
 
     fn cell(us: u64) -> Cell {

@@ -1,7 +1,8 @@
 //! The live engine: one thread that owns the machine and the log. It commits batches in groups, answers when they are on disk, judges slots when their time has
 //! come, and lets others look in between. Nothing else changes anything, so nothing needs a lock.
 //!
-//! Groups form by themselves: while one is being synced the next gathers; two commits are at least 2 ms apart.
+//! Groups form by themselves: while one is being synced the next gathers; two commits are at least 2 ms apart. A frame is written and synced, then answered, then taken in: what
+//! finds no room on the disk has not happened.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
