@@ -11,6 +11,7 @@ use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 use super::guard::Identified;
 use super::question::{Query, Question, bad, ids_of};
@@ -49,7 +50,7 @@ pub const PATHS: &[&str] = &[
     "/api/v1/openapi.json",
 ];
 
-pub(super) fn routes() -> Router<Site> {
+pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new()
         .route("/api/v1/timings", post(timings))
         .route("/api/v1/endpoints", get(endpoints))
@@ -92,7 +93,7 @@ fn broken(error: &dyn std::error::Error) -> Refusal {
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "storage", error.to_string())
 }
 
-async fn timings(State(site): State<Site>, Extension(identified): Extension<Identified>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+async fn timings(State(site): State<Arc<Site>>, Extension(identified): Extension<Identified>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
     site.ingest.handle(&headers, identified.0, body).await
 }
 
@@ -167,7 +168,7 @@ fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
 }
 
-async fn quantiles(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn quantiles(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let asked: Vec<(String, Quantile)> = question
         .q
         .as_deref()
@@ -198,7 +199,7 @@ async fn quantiles(State(site): State<Site>, Query(question): Query<Question>) -
     Ok(Json(json!({"points": points})))
 }
 
-async fn counts(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn counts(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let text = question.threshold.as_deref().ok_or_else(|| bad("threshold: expected a duration such as 137ms"))?;
     let threshold_us = parse_duration_us(text).map_err(|e| bad(format!("threshold: {e}")))?;
     let range = question.range(site.now())?;
@@ -223,7 +224,7 @@ async fn counts(State(site): State<Site>, Query(question): Query<Question>) -> R
     Ok(Json(counts.await?.pop().unwrap_or_default()))
 }
 
-async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn endpoints(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let mut running = site.queries.begin().await?;
     let wanted = question.chosen(&site).await?;
     let ids = site.look(move |scene| ids_of(&wanted, scene)).await?;
@@ -269,13 +270,13 @@ fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {
     }
 }
 
-async fn objectives(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn objectives(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let chosen = question.chosen(&site).await?;
     let list = site.look(move |scene| scene.machine.judge.objectives().filter(|o| chosen.contains(o.endpoint)).collect::<Vec<_>>()).await?;
     Ok(Json(json!({"objectives": list})))
 }
 
-async fn incidents(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn incidents(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let store = site.look(|scene| scene.index.clone()).await?;
     let all = tokio::task::spawn_blocking(move || store.incidents()).await.map_err(|e| broken(&e))?.map_err(|e| broken(&e))?;
     let wanted = |i: &&crate::incident::Incident| {
@@ -285,7 +286,7 @@ async fn incidents(State(site): State<Site>, Query(question): Query<Question>) -
     Ok(Json(json!({"incidents": all.iter().filter(wanted).collect::<Vec<_>>()})))
 }
 
-async fn incident(State(site): State<Site>, Path(id): Path) -> Result<Response, Refusal> {
+async fn incident(State(site): State<Arc<Site>>, Path(id): Path) -> Result<Response, Refusal> {
     let wanted = id.clone();
     let found = site.look(move |scene| scene.index.incident(&wanted)).await?.map_err(|e| broken(&e))?;
     found.map(|i| Json(i).into_response()).ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "not_found", format!("no incident has the id {id}")))
@@ -316,7 +317,7 @@ struct AckBody {
     by: String,
 }
 
-async fn ack(State(site): State<Site>, Path(id): Path, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Refusal> {
+async fn ack(State(site): State<Arc<Site>>, Path(id): Path, body: Result<Bytes, BytesRejection>) -> Result<Json<Value>, Refusal> {
     let body = body.map_err(|e| Refusal::new(e.status(), "bad_request", e.body_text()))?;
     let AckBody { by } = if body.is_empty() { AckBody::default() } else { serde_json::from_slice(&body).map_err(|e| bad(e.to_string())).and_then(object)? };
     crate::endpoint::check_part("by", &by, false).map_err(|e| bad(e.to_string()))?;
@@ -345,7 +346,7 @@ fn time_of(name: &str, value: &Value) -> Result<Timestamp, Refusal> {
     Timestamp::parse(&text).map_err(|e| bad(format!("{name}: {e}")))
 }
 
-async fn silence(State(site): State<Site>, body: Result<Json<Value>, JsonRejection>) -> Result<Json<Value>, Refusal> {
+async fn silence(State(site): State<Arc<Site>>, body: Result<Json<Value>, JsonRejection>) -> Result<Json<Value>, Refusal> {
     let body: SilenceBody = read(body)?;
     for (name, part) in [("env", &body.env), ("method", &body.method), ("route", &body.route)] {
         crate::endpoint::check_part(name, part.as_deref().unwrap_or(""), false).map_err(|e| bad(e.to_string()))?;
@@ -381,7 +382,7 @@ async fn silence(State(site): State<Site>, body: Result<Json<Value>, JsonRejecti
     Ok(Json(json!(silence)))
 }
 
-async fn silences(State(site): State<Site>) -> Result<Json<Value>, Refusal> {
+async fn silences(State(site): State<Arc<Site>>) -> Result<Json<Value>, Refusal> {
     let all = site.look(|scene| scene.index.silences()).await?.map_err(|e| broken(&e))?;
     Ok(Json(json!({"silences": all})))
 }
@@ -391,11 +392,11 @@ struct ById {
     id: String,
 }
 
-async fn unsilence_by_query(site: State<Site>, Query(ById { id }): Query<ById>) -> Result<Json<Value>, Refusal> {
+async fn unsilence_by_query(site: State<Arc<Site>>, Query(ById { id }): Query<ById>) -> Result<Json<Value>, Refusal> {
     unsilence(site, Path(id)).await
 }
 
-async fn unsilence(State(site): State<Site>, Path(id): Path) -> Result<Json<Value>, Refusal> {
+async fn unsilence(State(site): State<Arc<Site>>, Path(id): Path) -> Result<Json<Value>, Refusal> {
     decide(&site, Command::Unsilence(site.now(), id.clone())).await?;
     Ok(Json(json!({"id": id, "ended": true})))
 }
@@ -411,7 +412,7 @@ struct MarkerBody {
     version: String,
 }
 
-async fn mark(State(site): State<Site>, body: Result<Json<Value>, JsonRejection>) -> Result<Json<Value>, Refusal> {
+async fn mark(State(site): State<Arc<Site>>, body: Result<Json<Value>, JsonRejection>) -> Result<Json<Value>, Refusal> {
     let body: MarkerBody = read(body)?;
     let ts = body.ts.as_ref().map_or(Ok(site.now()), |v| time_of("ts", v))?;
     for (name, part) in [("service", &body.service), ("title", &body.title), ("version", &body.version)] {
@@ -422,13 +423,13 @@ async fn mark(State(site): State<Site>, body: Result<Json<Value>, JsonRejection>
     Ok(Json(json!(marker)))
 }
 
-async fn markers(State(site): State<Site>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
+async fn markers(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let all = site.look(|scene| scene.index.markers()).await?.map_err(|e| broken(&e))?;
     let wanted = |m: &&Marker| question.service.as_deref().is_none_or(|s| s == m.service || m.service.is_empty());
     Ok(Json(json!({"markers": all.iter().filter(wanted).collect::<Vec<_>>()})))
 }
 
-async fn senders(State(site): State<Site>) -> Result<Json<Value>, Refusal> {
+async fn senders(State(site): State<Arc<Site>>) -> Result<Json<Value>, Refusal> {
     let list = site
         .look(|scene| {
             let senders = scene.machine.keys.senders().iter();

@@ -1,6 +1,7 @@
 //! Who may do what. Tokens with two scopes; and, because a page in any browser can reach a loopback port, a check of where a request comes from.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -22,7 +23,7 @@ pub struct Identified(pub Caller);
 pub struct Peer(pub IpAddr);
 
 /// Refuses what is not allowed before anything of it is read.
-pub async fn guard(State(site): State<Site>, mut request: Request, next: Next) -> Response {
+pub async fn guard(State(site): State<Arc<Site>>, mut request: Request, next: Next) -> Response {
     match check(&site, request.method(), request.uri().path(), request.headers()) {
         Ok(caller) => {
             let address = request.extensions().get::<Peer>().map(|p| p.0);

@@ -1,5 +1,6 @@
 //! `/livez` and `/readyz`: whether the process runs, and whether it takes timings.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Router;
@@ -9,11 +10,11 @@ use axum::routing::get;
 
 use super::Site;
 
-pub(super) fn routes() -> Router<Site> {
+pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new().route("/livez", get(async || "ok\n")).route("/readyz", get(ready))
 }
 
-async fn ready(State(site): State<Site>) -> (StatusCode, &'static str) {
+async fn ready(State(site): State<Arc<Site>>) -> (StatusCode, &'static str) {
     if !site.ready.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or stopping\n");
     }

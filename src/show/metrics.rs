@@ -40,11 +40,11 @@ const LOOK_CRITICAL_MAX: usize = 25;
 
 const TEXT: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
 
-pub(super) fn routes() -> Router<Site> {
+pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new().route("/metrics", get(metrics)).route("/metrics/endpoints", get(endpoints))
 }
 
-async fn metrics(State(site): State<Site>) -> Result<Response, Refusal> {
+async fn metrics(State(site): State<Arc<Site>>) -> Result<Response, Refusal> {
     let (lanes, work, limit) = (site.source.lanes(), site.source.work(), site.exported_endpoints_max);
     let load = load(&site);
     let first = site.look(move |scene| own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).collect::<Vec<_>>()).await?;
@@ -55,7 +55,7 @@ async fn metrics(State(site): State<Site>) -> Result<Response, Refusal> {
     Ok((TEXT, page.into_bytes()).into_response())
 }
 
-async fn endpoints(State(site): State<Site>, Query(question): Query<Question>) -> Result<Response, Refusal> {
+async fn endpoints(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Response, Refusal> {
     let mut running = site.queries.begin().await?;
     let (mut all, critical) = exported(&site, &question).await?;
     site.queries.grow(&mut running, (2 * size_of::<Exported>() * all.len()) as u64)?;

@@ -125,6 +125,8 @@ pub fn stopping() -> Refusal {
 
 /// All handlers.
 pub fn router(site: Site) -> Router {
+    // Each request takes it, so it is shared as one.
+    let site = Arc::new(site);
     api::routes()
         .merge(metrics::routes())
         .merge(health::routes())
