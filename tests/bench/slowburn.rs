@@ -68,7 +68,9 @@ impl Bench {
 /// Room for all endpoints of a mix, also in `/metrics`.
 fn config(mix: Mix) -> String {
     let endpoints = mix.endpoints;
-    format!("[limits]\nendpoints_per_service = {endpoints}\nendpoints = {endpoints}\nexported_endpoints = {endpoints}\n")
+    format!(
+        "[limits]\nendpoints_per_service = {endpoints}\nendpoints = {endpoints}\nexported_endpoints = {endpoints}\nnew_endpoints_per_second_per_service = {endpoints}\n"
+    )
 }
 
 /// A section: its name, what it measures, and how.
