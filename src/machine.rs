@@ -19,6 +19,7 @@ use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
 use crate::history::counts::{Counted, Counts, Writer};
 use crate::history::creation::{Creation, May};
 use crate::history::open_slots::{ClosedMinute, OpenSlots};
+use crate::history::reader::Wanted;
 use crate::history::totals::{Sums, Total};
 use crate::incident::Incident;
 use crate::ingest::batch_keys::{BatchKeys, Committed, Senders};
@@ -26,7 +27,10 @@ use crate::ingest::packed::Packed;
 use crate::ingest::{Batch, Detail, Fate, Fates, InFlight, Item, Whose};
 use crate::judge::{self, Judge, Promises, Record};
 use crate::log::record::{Frame, Kind, Position, Section};
-use crate::time::{Slot, Tier, Timestamp};
+use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
+
+/// Recent latency is that of the last minute judged and of what came since.
+const RECENT_SLOTS: u32 = 6;
 
 /// One frame's worth of change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -204,6 +208,8 @@ pub struct Machine {
     pub catalogue: Catalogue,
     /// Counts of open minutes.
     pub open: OpenSlots,
+    /// The closed ones of the last [`RECENT_SLOTS`] judged, of critical endpoints.
+    recent: OpenSlots,
     /// Everything ever counted, by endpoint.
     pub totals: Vec<Total>,
     /// Timings by fate, ever.
@@ -242,6 +248,7 @@ pub struct State {
     pub position: Position,
     endpoints: Vec<Entry>,
     open: OpenSlots,
+    recent: OpenSlots,
     totals: Vec<Total>,
     fates: Fates,
     senders: Senders,
@@ -269,6 +276,7 @@ impl Machine {
         Self {
             catalogue: Catalogue::default(),
             open: OpenSlots::default(),
+            recent: OpenSlots::default(),
             totals: Vec::new(),
             fates: Fates::default(),
             keys: BatchKeys::default(),
@@ -374,7 +382,12 @@ impl Machine {
             effects.incidents.extend(self.judge.apply(record));
             match record {
                 Record::SlotClosed(closed) => {
-                    effects.closed.extend(self.open.close_minutes(closed.end, &self.with_rules));
+                    let minutes = self.open.close_minutes(closed.end, &self.with_rules);
+                    let counting = &self.counting;
+                    self.recent.keep_since(Slot((closed.end.0 + 1).saturating_sub(RECENT_SLOTS)), &minutes, |id| {
+                        counting[id.0 as usize].as_ref().is_some_and(|c| c.critical)
+                    });
+                    effects.closed.extend(minutes);
                     let (from, after) = (effects.closed_to.map_or(before, |c| c.0), self.history_to());
                     effects.closed_to = Some((from, after));
                 }
@@ -459,6 +472,14 @@ impl Machine {
         self.judge.judged_to().map_or(Timestamp(0), |j| Tier::Minute.period_of(j.end()))
     }
 
+    /// Visits what was counted in the last minute judged and since, of some critical endpoints.
+    pub fn visit_recent(&self, wanted: &Wanted, mut visit: impl FnMut(EndpointId, &Cell)) {
+        let from = self.judge.judged_to().map_or(Timestamp(0), |judged| judged.end().plus_ms(-SLOT_MS * i64::from(RECENT_SLOTS)));
+        for slots in [&self.recent, &self.open] {
+            slots.visit_open(wanted, TimeRange { from, to: Timestamp(i64::MAX) }, |_, id, cell| visit(id, cell));
+        }
+    }
+
     fn counting_of(&self, entry: &Entry) -> Option<Box<Counting>> {
         let (thresholds_us, digits) = self.judge.promises().counting_of(&entry.key);
         let critical = self.is_critical(entry);
@@ -484,6 +505,7 @@ impl Machine {
             position: self.position,
             endpoints: self.catalogue.entries().to_vec(),
             open: self.open.without_leaving(),
+            recent: self.recent.clone(),
             totals: self.totals.clone(),
             fates: self.fates,
             senders: self.keys.senders_snapshot(),
@@ -505,7 +527,7 @@ impl Machine {
         }
         machine.judge = judge;
         machine.count_anew();
-        machine.open = kept.open;
+        (machine.open, machine.recent) = (kept.open, kept.recent);
         machine.totals = kept.totals;
         machine.fates = kept.fates;
         machine.keys = BatchKeys::restore(kept.senders, keys);

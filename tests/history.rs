@@ -455,6 +455,29 @@ fn restarts_and_crashes_at_random_moments_change_no_answer() {
 }
 
 #[test]
+fn recent_latency_is_that_of_the_last_minute_judged_whatever_is_closed_or_started_anew() {
+    let folder = common::folder();
+    let recent = |server: &Server| {
+        let page = server.get("/metrics");
+        page.lines().filter(|l| l.starts_with("slowburn_endpoint_latency_seconds{") && l.contains("/orders")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut server = Server::start(folder.path(), RETENTION, SEGMENT_BYTES, Timestamp(START));
+    act(&server, START + 1, &Act::Owe(OWED));
+    let at = START + 30 * MINUTE + 55_000;
+    act(&server, at, &Act::Send { timings: vec![Timing { route: 0, ts: at, us: 20_000, failed: false, weight: 1 }], header: None, more: "" });
+    let shown = recent(&server);
+    assert!(shown.len() == 3 && shown[0].ends_with("} 0.020095"), "{shown:?}");
+    for (after_s, is_there) in [(20, true), (50, true), (110, false)] {
+        server.at(Timestamp(at + after_s * 1_000));
+        assert_eq!(recent(&server), if is_there { shown.clone() } else { Vec::new() }, "{after_s} s later");
+        server.stop();
+        server = Server::start(folder.path(), RETENTION, SEGMENT_BYTES, Timestamp(at + after_s * 1_000));
+        assert_eq!(recent(&server), if is_there { shown.clone() } else { Vec::new() }, "{after_s} s later, started anew");
+    }
+    server.stop();
+}
+
+#[test]
 fn minutes_go_after_eight_days_and_hours_after_four_hundred_and_days_stay() {
     let mut chance = Chance::seeded("retention", 5);
     let folder = common::folder();

@@ -199,17 +199,13 @@ impl OpenSlots {
     }
 
     /// Visits the cells of some endpoints in the slots that begin in a range.
-    pub fn visit(&self, wanted: &Wanted, range: TimeRange, mut visit: impl FnMut(Slot, EndpointId, &Cell)) {
-        for (slot, cells) in self.all().filter(|(slot, _)| slot.start() >= range.from && slot.start() < range.to) {
-            match wanted {
-                Wanted::All => cells.iter().for_each(|(id, cell)| visit(slot, id, &cell.to_cell())),
-                Wanted::These(ids) => {
-                    for (id, cell) in ids.iter().filter_map(|id| Some((*id, cells.get(*id)?))) {
-                        visit(slot, id, &cell.to_cell());
-                    }
-                }
-            }
-        }
+    pub fn visit(&self, wanted: &Wanted, range: TimeRange, visit: impl FnMut(Slot, EndpointId, &Cell)) {
+        visit_cells(self.all(), wanted, range, visit);
+    }
+
+    /// Like [`OpenSlots::visit`], without what is on its way to history.
+    pub fn visit_open(&self, wanted: &Wanted, range: TimeRange, visit: impl FnMut(Slot, EndpointId, &Cell)) {
+        visit_cells(self.slots.iter().map(|(slot, cells)| (*slot, cells)), wanted, range, visit);
     }
 
     fn all(&self) -> impl Iterator<Item = (Slot, &SlotCells)> {
@@ -245,9 +241,32 @@ impl OpenSlots {
         Self { slots: self.slots.clone(), leaving: Vec::new() }
     }
 
+    /// Takes over the cells of closed minutes that begin at slot `from` or later, of some endpoints; forgets what is older.
+    pub fn keep_since(&mut self, from: Slot, closed: &[Arc<ClosedMinute>], wanted: impl Fn(EndpointId) -> bool) {
+        self.slots = self.slots.split_off(&from);
+        for (slot, cells) in closed.iter().flat_map(|minute| &minute.slots).filter(|(slot, _)| *slot >= from) {
+            for (id, cell) in cells.iter().filter(|(id, _)| wanted(*id)) {
+                self.add_cell(id, *slot, cell.to_cell());
+            }
+        }
+    }
+
     /// A minute is in history and leaves memory.
     pub fn left(&mut self, minute: &Arc<ClosedMinute>) {
         self.leaving.retain(|m| !Arc::ptr_eq(m, minute));
+    }
+}
+
+fn visit_cells<'a>(slots: impl Iterator<Item = (Slot, &'a SlotCells)>, wanted: &Wanted, range: TimeRange, mut visit: impl FnMut(Slot, EndpointId, &Cell)) {
+    for (slot, cells) in slots.filter(|(slot, _)| slot.start() >= range.from && slot.start() < range.to) {
+        match wanted {
+            Wanted::All => cells.iter().for_each(|(id, cell)| visit(slot, id, &cell.to_cell())),
+            Wanted::These(ids) => {
+                for (id, cell) in ids.iter().filter_map(|id| Some((*id, cells.get(*id)?))) {
+                    visit(slot, id, &cell.to_cell());
+                }
+            }
+        }
     }
 }
 

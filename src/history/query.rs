@@ -21,7 +21,7 @@ pub struct Kept {
     pub minutes_from: Timestamp,
     /// Hours.
     pub hours_from: Timestamp,
-    /// Up to where minutes are closed and in files.
+    /// Up to where minutes are closed: in files, or in memory on their way there.
     pub closed_to: Timestamp,
     /// Up to where hours are rolled up.
     pub hours_to: Timestamp,

@@ -225,14 +225,15 @@ impl HistoryWriter {
         }
     }
 
-    /// Since when each tier is complete, as of now, and up to where it is in files.
+    /// Since when each tier is complete, as of now, and up to where. An answer's range does not depend on how far the thread has come: minutes that are closed
+    /// and not in files yet are in memory.
     #[must_use]
-    pub fn kept(&self, _machine: &Machine, now: Timestamp) -> Kept {
+    pub fn kept(&self, machine: &Machine, now: Timestamp) -> Kept {
         let back = |keep_ms: i64| Timestamp((now.0 - keep_ms).max(0));
         Kept {
             minutes_from: Tier::Hour.period_of(back(self.keep_minutes_ms)),
             hours_from: Tier::Day.period_of(back(self.keep_hours_ms)),
-            closed_to: self.written_to,
+            closed_to: machine.history_to(),
             hours_to: self.written_to,
             days_to: self.written_to,
             named_to: self.written,

@@ -81,7 +81,7 @@ impl Family {
                  Endpoints that are not critical have no bound but +Inf.\n# TYPE slowburn_request_duration_seconds histogram\n"
             }
             Self::Latency => {
-                "# HELP slowburn_endpoint_latency_seconds Latency of critical endpoints over the minutes in memory, absent without requests; \
+                "# HELP slowburn_endpoint_latency_seconds Latency of critical endpoints over the last minute judged and what came since, absent without requests; \
                  sum and count are of all requests ever.\n# TYPE slowburn_endpoint_latency_seconds summary\n"
             }
         }

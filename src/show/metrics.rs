@@ -27,7 +27,6 @@ use crate::ingest::Fate;
 use crate::ingest::http::Refusal;
 use crate::judge::Promises;
 use crate::notify::outbox::LaneStatus;
-use crate::time::{TimeRange, Timestamp};
 
 /// Endpoints on one page of `/metrics/endpoints`.
 const PAGE_ENDPOINTS_MAX: usize = 200_000;
@@ -140,7 +139,7 @@ async fn page(site: &Site, mut families: Vec<MetricFamily>, mut endpoints: Vec<E
 fn details(scene: &Scene<'_>, ids: Vec<EndpointId>) -> Vec<(EndpointId, Sums, Detail)> {
     let mut recent: std::collections::HashMap<EndpointId, Cell> = std::collections::HashMap::new();
     let wanted = Wanted::These(ids);
-    scene.machine.open.visit(&wanted, TimeRange { from: Timestamp(0), to: Timestamp(i64::MAX) }, |_, id, cell| recent.entry(id).or_default().merge(cell));
+    scene.machine.visit_recent(&wanted, |id, cell| recent.entry(id).or_default().merge(cell));
     let Wanted::These(ids) = wanted else { return Vec::new() };
     let nothing = Cell::default();
     let of = |id: EndpointId| recent.get(&id).unwrap_or(&nothing);
