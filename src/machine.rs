@@ -16,7 +16,7 @@ use crate::counting::{Cell, Outcome, Span, Tally};
 use crate::endpoint::{EndpointId, EndpointKey, OVERFLOW_ROUTE};
 use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
-use crate::history::counts::{Counted, Counts, Writer};
+use crate::history::counts::{Cells, Counted, Counts, Writer};
 use crate::history::creation::{Creation, May};
 use crate::history::open_slots::{ClosedMinute, OpenSlots};
 use crate::history::reader::Wanted;
@@ -31,6 +31,12 @@ use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
 
 /// Recent latency is that of the last minute judged and of what came since.
 const RECENT_SLOTS: u32 = 6;
+
+/// Counts that wait to be settled, at most: about a hundred thousand timings, which take a few milliseconds.
+const WAITING_BYTES_MAX: usize = 256 << 10;
+
+/// Endpoints that are settled together.
+const BLOCK: u32 = 512;
 
 /// One frame's worth of change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -231,6 +237,9 @@ pub struct Machine {
     counting: Vec<Option<Box<Counting>>>,
     with_rules: Arc<[EndpointId]>,
     rebuilding: bool,
+    /// Counts of frames that were taken in and are to be settled.
+    waiting: Vec<Counts>,
+    waiting_bytes: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -289,6 +298,8 @@ impl Machine {
             counting: Vec::new(),
             with_rules: Arc::new([]),
             rebuilding: false,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
         }
     }
 
@@ -351,11 +362,23 @@ impl Machine {
     /// Never: closing a slot is not refused.
     #[must_use]
     pub fn close(&self, end: Slot) -> Delta {
+        debug_assert!(self.waiting.is_empty(), "what was taken in is settled before it is judged");
         self.judge.decide(judge::Command::CloseSlot(end)).expect("closing a slot is never refused").into()
     }
 
     /// Takes a frame in: the only mutation.
     pub fn apply(&mut self, position: Position, delta: &Delta) -> Effects {
+        self.settle();
+        self.take(position, delta, false)
+    }
+
+    /// Likewise, but its counts may wait for those of later frames, until [`Machine::settle`]: nothing is to be read off the state before. An endpoint that several frames
+    /// counted is then found in memory once, which is most of what counting costs.
+    pub fn take_in(&mut self, position: Position, delta: &Delta) -> Effects {
+        self.take(position, delta, true)
+    }
+
+    fn take(&mut self, position: Position, delta: &Delta, may_wait: bool) -> Effects {
         self.position = position;
         let mut effects = Effects::default();
         for entry in &delta.endpoints {
@@ -368,7 +391,16 @@ impl Machine {
                 self.with_rules = self.with_rules.iter().copied().chain([id]).collect();
             }
         }
-        delta.counts.for_each(|slot, id, counted| self.count(slot, id, &counted));
+        if may_wait && delta.records.is_empty() {
+            self.waiting_bytes += delta.counts.bytes().len();
+            self.waiting.push(delta.counts.clone());
+        } else {
+            self.settle();
+            delta.counts.for_each(|slot, id, counted| self.count(slot, id, &counted));
+        }
+        if self.waiting_bytes >= WAITING_BYTES_MAX {
+            self.settle();
+        }
         for committed in &delta.batches {
             self.keys.apply(committed);
         }
@@ -405,6 +437,25 @@ impl Machine {
             self.carry(carried);
         }
         effects
+    }
+
+    /// Counts what waits: all frames together, endpoints by blocks that the cache holds.
+    pub fn settle(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
+        if let [one] = waiting.as_slice() {
+            one.for_each(|slot, id, counted| self.count(slot, id, &counted));
+            return;
+        }
+        let (mut groups, mut buckets): (Vec<Cells<'_>>, _) = (waiting.iter().flat_map(Counts::groups).collect(), Vec::new());
+        groups.sort_by_key(|cells| cells.slot);
+        for groups in groups.chunk_by_mut(|a, b| a.slot == b.slot) {
+            for end in (BLOCK..).step_by(BLOCK as usize).take(self.catalogue.entries().len().div_ceil(BLOCK as usize)) {
+                for cells in &mut *groups {
+                    cells.below(EndpointId(end), &mut buckets, &mut |slot, id, counted| self.count(slot, id, &counted));
+                }
+            }
+        }
     }
 
     fn count(&mut self, slot: Slot, id: EndpointId, counted: &Counted<'_>) {
@@ -501,6 +552,7 @@ impl Machine {
     /// Everything but the batch keys, which the index keeps, and minutes on their way to history.
     #[must_use]
     pub fn state(&self) -> State {
+        debug_assert!(self.waiting.is_empty(), "what was taken in is settled before it is kept");
         State {
             position: self.position,
             endpoints: self.catalogue.entries().to_vec(),

@@ -226,6 +226,40 @@ fn order_and_senders_change_no_stored_byte_and_no_line() {
 }
 
 #[test]
+fn frames_settled_together_leave_what_they_leave_one_by_one() {
+    let limits = Limits { per_service: 3_000, ..LIMITS };
+    let limits = Limits { total: 3_000, ..limits };
+    proptest!(seeded(40), |(frames in prop::collection::vec(prop::collection::vec((0u32..1_300, 0i64..4, 1u64..900_000, 0u8..20), 0..60), 1..12), looks in any::<u16>())| {
+        let new = || {
+            let mut machine = Machine::new(Promises::none(15_000), limits);
+            let record = machine.judge.decide(Command::Configure(Timestamp(NOW), owed(250_000))).unwrap();
+            machine.apply(Position(1), &record.into());
+            machine
+        };
+        let (mut one_by_one, mut together) = (new(), new());
+        for (n, frame) in frames.iter().enumerate() {
+            let lines: Vec<String> = frame
+                .iter()
+                .map(|(route, slots, us, kind)| {
+                    let (route, status) = (if *route == 0 { "/a".into() } else { format!("/{route}") }, if *kind == 0 { 500 } else { 200 });
+                    json!({"service": "s", "route": route, "ts": NOW - slots * 10_000, "status": status, "duration_us": us, "weight": if *kind == 1 { 3 } else { 1 }}).to_string()
+                })
+                .collect();
+            let delta = one_by_one.fold(&[&admitted(&one_by_one, &lines, NOW)]);
+            prop_assert_eq!(&together.fold(&[&admitted(&together, &lines, NOW)]), &delta);
+            let position = one_by_one.position.next();
+            one_by_one.apply(position, &delta);
+            together.take_in(position, &delta);
+            if looks >> (n % 16) & 1 == 1 {
+                together.settle();
+            }
+        }
+        together.settle();
+        prop_assert_eq!(one_by_one.state().to_bytes(), together.state().to_bytes());
+    });
+}
+
+#[test]
 fn every_timing_ends_in_exactly_one_fate() {
     proptest!(seeded(100), |(kinds in prop::collection::vec((0u8..8, 1u64..4), 1..60))| {
         let mut machine = machine(owed(800_000));

@@ -24,6 +24,15 @@ use crate::time::Slot;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     bytes: Vec<u8>,
+    groups: Vec<Group>,
+}
+
+/// Cells of one slot that ascend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Group {
+    slot: Slot,
+    /// Where its cells begin.
+    at: usize,
 }
 
 /// What came into one slot of one endpoint.
@@ -93,6 +102,7 @@ const FULL: u64 = 0b11;
 #[derive(Debug, Default)]
 pub struct Writer {
     bytes: Vec<u8>,
+    groups: Vec<Group>,
     open: Option<(Slot, u32)>,
 }
 
@@ -105,6 +115,7 @@ impl Writer {
                     self.bytes.push(0);
                 }
                 put_varint(&mut self.bytes, u64::from(slot.0));
+                self.groups.push(Group { slot, at: self.bytes.len() });
                 put_varint(&mut self.bytes, u64::from(id.0) + 1);
             }
         }
@@ -155,7 +166,7 @@ impl Writer {
         if self.open.is_some() {
             self.bytes.push(0);
         }
-        Counts { bytes: self.bytes }
+        Counts { bytes: self.bytes, groups: self.groups }
     }
 }
 
@@ -190,32 +201,68 @@ impl Counts {
     /// # Errors
     /// When the bytes are something else.
     pub fn decode(bytes: Vec<u8>) -> Result<Self, Error> {
-        walk(&bytes, |_, _, _| ())?;
-        Ok(Self { bytes })
+        let (mut groups, mut rest, mut buckets) = (Vec::new(), &bytes[..], Vec::new());
+        while !rest.is_empty() {
+            let slot = Slot(u32::try_from(take_varint(&mut rest)?).map_err(|_| Error::Malformed)?);
+            groups.push(Group { slot, at: bytes.len() - rest.len() });
+            let mut cells = Cells { slot, bytes: rest, before: 0 };
+            cells.take(u64::MAX, &mut buckets, &mut |_, _, _| ())?;
+            rest = cells.bytes;
+        }
+        Ok(Self { bytes, groups })
+    }
+
+    /// The cells by groups of one slot.
+    pub fn groups(&self) -> impl Iterator<Item = Cells<'_>> {
+        self.groups.iter().map(|g| Cells { slot: g.slot, bytes: &self.bytes[g.at..], before: 0 })
     }
 
     /// Visits each cell, by slot and endpoint as written.
     ///
     /// # Panics
     /// Never: the bytes were written here or checked by [`Counts::decode`].
-    pub fn for_each(&self, visit: impl FnMut(Slot, EndpointId, Counted<'_>)) {
-        walk(&self.bytes, visit).expect("the bytes were checked");
+    pub fn for_each(&self, mut visit: impl FnMut(Slot, EndpointId, Counted<'_>)) {
+        let mut buckets = Vec::new();
+        self.groups().for_each(|mut cells| cells.take(u64::MAX, &mut buckets, &mut visit).expect("the bytes were checked"));
     }
 }
 
-fn walk(mut bytes: &[u8], mut visit: impl FnMut(Slot, EndpointId, Counted<'_>)) -> Result<(), Error> {
-    let bytes = &mut bytes;
-    let mut buckets = Vec::new();
-    while !bytes.is_empty() {
-        let slot = Slot(u32::try_from(take_varint(bytes)?).map_err(|_| Error::Malformed)?);
-        let mut before = 0_u64;
+/// Cells of one slot, ascending by endpoint, that are still to be visited.
+#[derive(Clone, Debug)]
+pub struct Cells<'a> {
+    /// Of which slot.
+    pub slot: Slot,
+    bytes: &'a [u8],
+    before: u64,
+}
+
+impl Cells<'_> {
+    /// Visits those of endpoints below `end`; `buckets` is room to work in.
+    ///
+    /// # Panics
+    /// Never: the bytes were written here or checked by [`Counts::decode`].
+    pub fn below(&mut self, end: EndpointId, buckets: &mut Vec<(u16, u64)>, visit: &mut impl FnMut(Slot, EndpointId, Counted<'_>)) {
+        self.take(u64::from(end.0), buckets, visit).expect("the bytes were checked");
+    }
+
+    /// After the last one the bytes are what stands behind the group.
+    fn take(&mut self, end: u64, buckets: &mut Vec<(u16, u64)>, visit: &mut impl FnMut(Slot, EndpointId, Counted<'_>)) -> Result<(), Error> {
         loop {
+            let mut rest = self.bytes;
+            let bytes = &mut rest;
             let distance = take_varint(bytes)?;
             if distance == 0 {
-                break;
+                // Stays before the end of a group that goes on being asked, and goes behind it when all were asked for.
+                if end == u64::MAX {
+                    self.bytes = rest;
+                }
+                return Ok(());
             }
-            before = before.checked_add(distance - 1).ok_or(Error::Malformed)?;
-            let id = EndpointId(u32::try_from(before).map_err(|_| Error::Malformed)?);
+            let at = self.before.checked_add(distance - 1).ok_or(Error::Malformed)?;
+            if at >= end {
+                return Ok(());
+            }
+            let id = EndpointId(u32::try_from(at).map_err(|_| Error::Malformed)?);
             let head = take_varint(bytes)?;
             let counted = if head & 1 == 0 {
                 Counted::One { outcome: Outcome::ALL[(head >> 1 & 3) as usize], us: head >> 3 }
@@ -223,15 +270,15 @@ fn walk(mut bytes: &[u8], mut visit: impl FnMut(Slot, EndpointId, Counted<'_>)) 
                 Counted::Full(Cell::take(bytes)?)
             } else if head & 3 == PLAIN {
                 let (client_errors, more_us) = (take_varint(bytes)?, take_varint(bytes)?);
-                take_buckets(bytes, head >> 2, &mut buckets)?;
-                Counted::Plain { client_errors, sum_us: lowest_sum(&buckets).wrapping_add(more_us), buckets: &buckets }
+                take_buckets(bytes, head >> 2, buckets)?;
+                Counted::Plain { client_errors, sum_us: lowest_sum(buckets).wrapping_add(more_us), buckets }
             } else {
                 return Err(Error::Malformed);
             };
-            visit(slot, id, counted);
+            (self.bytes, self.before) = (rest, at);
+            visit(self.slot, id, counted);
         }
     }
-    Ok(())
 }
 
 fn take_buckets(bytes: &mut &[u8], len: u64, into: &mut Vec<(u16, u64)>) -> Result<(), Error> {

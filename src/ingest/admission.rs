@@ -8,7 +8,7 @@ use std::sync::RwLockReadGuard;
 use hashbrown::HashMap;
 
 use super::json::{Line, Text, Ts};
-use super::known::{KnownEndpoints, Numbers, join};
+use super::known::{Joined, KnownEndpoints, Numbers};
 use super::memory::Reservation;
 use super::ordinary::Ordinary;
 use super::packed::Packed;
@@ -153,7 +153,7 @@ pub struct Admission<'a> {
     known: &'a KnownEndpoints,
     held: Option<RwLockReadGuard<'a, Numbers>>,
     look_ups: u32,
-    joined: Vec<u8>,
+    joined: Joined,
     places: HashMap<EndpointKey, u32, foldhash::quality::RandomState>,
     room: Option<Reservation>,
     held_bytes: u64,
@@ -173,7 +173,7 @@ impl<'a> Admission<'a> {
             known,
             held: None,
             look_ups: 0,
-            joined: Vec::new(),
+            joined: Joined::default(),
             places: HashMap::default(),
             room: None,
             held_bytes: 0,
@@ -221,9 +221,21 @@ impl<'a> Admission<'a> {
         self.limits.now
     }
 
-    /// Makes room for so many ordinary timings.
-    pub fn expect_timings(&mut self, count: usize) {
-        self.batch.packed.reserve(count);
+    /// Makes room for as many ordinary timings as [`Admission::numeric`] will be called for; `false` when there is none, and then `timings` are counted as such.
+    #[must_use]
+    pub fn expect_timings(&mut self, calls: usize, timings: u64) -> bool {
+        // Not a growing list: it has its size from the beginning.
+        let has = self.has_room((calls * size_of::<Packed>()).div_ceil(2), timings);
+        if has {
+            self.batch.packed.reserve_exact(calls);
+        }
+        has
+    }
+
+    /// The endpoints that have a number.
+    #[must_use]
+    pub fn known(&self) -> &'a KnownEndpoints {
+        self.known
     }
 
     /// What was taken so far, whole; it goes on with an empty batch.
@@ -291,7 +303,7 @@ impl<'a> Admission<'a> {
             self.held = None;
         }
         let known = self.known;
-        join(key, &mut self.joined);
+        self.joined.set(key);
         self.held.get_or_insert_with(|| known.read()).get(&self.joined)
     }
 
@@ -386,16 +398,16 @@ impl<'a> Admission<'a> {
     /// Takes a timing of an endpoint that was looked up, or refuses it.
     #[inline]
     pub fn numeric(&mut self, at: usize, endpoint: &mut Named, timing: &Numeric<'_>) {
-        let packed = self.packed_numeric(endpoint, timing);
-        let texts = |b: &Beside<'_>| [b.trace_id, b.actor, b.key].into_iter().flatten().map(str::len).sum::<usize>() + size_of::<Detail<Whose>>();
-        let bytes = if packed.is_some() { size_of::<Packed>() } else { size_of::<Item>() + timing.beside.map_or(0, texts) };
-        if !self.has_room(bytes, timing.count.min(COUNT_MAX)) {
-            return;
-        }
-        if let Some(packed) = packed {
+        if let Some(packed) = self.packed_numeric(endpoint, timing) {
             self.batch.packed.push(packed);
             self.batch.accepted += 1;
-        } else if let Err(refused) = self.take_numeric(endpoint, timing) {
+            return;
+        }
+        let texts = |b: &Beside<'_>| [b.trace_id, b.actor, b.key].into_iter().flatten().map(str::len).sum::<usize>() + size_of::<Detail<Whose>>();
+        if !self.has_room(size_of::<Item>() + timing.beside.map_or(0, texts), timing.count.min(COUNT_MAX)) {
+            return;
+        }
+        if let Err(refused) = self.take_numeric(endpoint, timing) {
             self.refuse(at, refused);
         }
     }

@@ -4,8 +4,9 @@
 //! a small multiple of its bytes, and [`ENDPOINTS_MAX`] and [`TIMINGS_MAX`] bound what few bytes can ask for.
 
 use super::InFlight;
-use super::admission::{Admission, Beside, Named, Naming, Numeric};
-use super::protobuf::{Broken, Column, Fields, Value, signed, take_varint};
+use super::admission::{Admission, Beside, COUNT_MAX, Named, Naming, Numeric};
+use super::known::Joined;
+use super::protobuf::{Broken, Column, Fields, Value, signed, take_small_varint, take_varint};
 use crate::time::Timestamp;
 
 /// Endpoints of a batch, and groups of running requests.
@@ -116,10 +117,7 @@ fn push<'a>(into: &mut Vec<&'a [u8]>, message: &'a [u8], most: usize, what: &'st
 pub fn read(body: &[u8], admission: &mut Admission<'_>) -> Result<(), Refused> {
     let parts = Parts::of(body)?;
     let count = parts.timings()?;
-    let mut endpoints = Vec::with_capacity(parts.endpoints.len());
-    for message in &parts.endpoints {
-        endpoints.push(admission.name(&naming(message)?));
-    }
+    let mut endpoints = dictionary(&parts, admission)?;
     let base = if parts.base_ts_ms == 0 { admission.now() } else { Timestamp(parts.base_ts_ms) };
     read_timings(&parts, count, base, &mut endpoints, admission)?;
     for (at, message) in parts.in_flight.iter().enumerate() {
@@ -128,16 +126,51 @@ pub fn read(body: &[u8], admission: &mut Admission<'_>) -> Result<(), Refused> {
     Ok(())
 }
 
+/// The endpoints of the dictionary: those that were read before by their bytes, the others by their parts.
+fn dictionary(parts: &Parts<'_>, admission: &mut Admission<'_>) -> Result<Vec<Named>, Refused> {
+    let known = admission.known();
+    let (mut named, mut read) = (Vec::with_capacity(parts.endpoints.len()), Vec::new());
+    {
+        let (before, mut bytes) = (known.read_entries(), Joined::default());
+        for &message in &parts.endpoints {
+            bytes.set_bytes(message);
+            named.push(if let Some(id) = before.get(&bytes) {
+                Named::Known(id)
+            } else {
+                let endpoint = admission.name(&naming(message)?);
+                if let Named::Known(id) = endpoint {
+                    read.push((id, message));
+                }
+                endpoint
+            });
+        }
+    }
+    if !read.is_empty() {
+        known.remember_entries(&read);
+    }
+    Ok(named)
+}
+
 fn read_timings(parts: &Parts<'_>, count: usize, base: Timestamp, endpoints: &mut [Named], admission: &mut Admission<'_>) -> Result<(), Refused> {
     let mut details = parts.details.iter().map(|message| detail(message));
     let mut next_detail = details.next().transpose()?;
     let mut columns = parts.columns.each_ref().map(Column::packed);
     let [places, deltas, durations, outcomes, weights, counts] = &mut columns;
-    let or = |column: &mut &[u8], absent: u64| if column.is_empty() { Ok(absent) } else { take_varint(column) };
-    admission.expect_timings(count);
+    let or = |column: &mut &[u8], absent: u64| if column.is_empty() { Ok(absent) } else { take_small_varint(column) };
+    let counted = || {
+        std::iter::from_fn({
+            let mut rest = *counts;
+            move || take_varint(&mut rest).ok()
+        })
+        .map(|n| n.min(COUNT_MAX))
+        .sum()
+    };
+    if !admission.expect_timings(count, if counts.is_empty() { count as u64 } else { counted() }) {
+        return Ok(());
+    }
     for at in 0..count {
         let place = take_varint(places)?;
-        let delta_ms = signed(or(deltas, 0)?);
+        let delta_ms = signed(if deltas.is_empty() { 0 } else { take_varint(deltas)? });
         let detail_here = next_detail.as_ref().filter(|d| d.0 == at as u64).map(|d| d.1);
         let timing = Numeric {
             ts: Timestamp(base.0.saturating_add(delta_ms)),

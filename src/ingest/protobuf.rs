@@ -55,6 +55,21 @@ pub fn take_varint(bytes: &mut &[u8]) -> Result<u64, Broken> {
     take_varint_by_bytes(bytes)
 }
 
+/// Likewise, of numbers that are mostly below 128.
+///
+/// # Errors
+/// When there is none.
+#[inline]
+pub fn take_small_varint(bytes: &mut &[u8]) -> Result<u64, Broken> {
+    match bytes.split_first() {
+        Some((byte, rest)) if byte & GOES_ON == 0 => {
+            *bytes = rest;
+            Ok(u64::from(*byte))
+        }
+        _ => take_varint(bytes),
+    }
+}
+
 /// Near the end of the bytes, and for the longest.
 #[cold]
 fn take_varint_by_bytes(bytes: &mut &[u8]) -> Result<u64, Broken> {
@@ -181,6 +196,7 @@ mod tests {
             prop_assert_eq!(take_varint(&mut rest), Ok(value));
             prop_assert_eq!(rest, &behind[..]);
             prop_assert_eq!(take_varint_by_bytes(&mut &bytes[..]), Ok(value));
+            prop_assert_eq!(take_small_varint(&mut &bytes[..]), Ok(value));
         }
     }
 

@@ -264,6 +264,7 @@ impl Engine {
 
     /// No slot is closed early: a restart raises no alarm.
     fn end(mut self) -> Result<(), disk::Error> {
+        self.machine.settle();
         self.complete_totals()?;
         if self.uncounted.is_empty() {
             self.history.checkpoint(&mut self.machine, self.clock.now())?;
@@ -315,9 +316,13 @@ impl Engine {
     fn handle(&mut self, input: Input) -> Result<bool, disk::Error> {
         match input {
             Input::Batch(batch) => return self.group(batch),
-            Input::Look(look) => look(&self.machine, &self.history),
+            Input::Look(look) => {
+                self.machine.settle();
+                look(&self.machine, &self.history);
+            }
             Input::Stop => return Ok(true),
             Input::Decide(command, reply) => {
+                self.machine.settle();
                 let decided = self.machine.judge.decide(command);
                 if let Ok(record) = &decided
                     && !self.record(&record.clone().into())?
@@ -445,7 +450,7 @@ impl Engine {
     /// Takes in a frame that is on disk: state, history and index follow the log and never lead it.
     fn apply(&mut self, position: Position, delta: &Delta) -> Result<(), disk::Error> {
         let first_new = self.machine.catalogue.next_id();
-        let effects = self.machine.apply(position, delta);
+        let effects = self.machine.take_in(position, delta);
         if !delta.endpoints.is_empty() {
             self.known.add(self.machine.catalogue.numbered_from(first_new));
             self.known.add_critical(self.machine.critical_from(first_new));
@@ -471,6 +476,7 @@ impl Engine {
     /// Has history complete the totals of endpoints that became critical, as soon as there is room for what it is still to write.
     fn complete_totals(&mut self) -> Result<(), disk::Error> {
         if !self.uncounted.is_empty() && self.history.flush(&mut self.machine)? {
+            self.machine.settle();
             complete_totals(&self.history.index, &self.reader, &mut self.machine, &self.uncounted)?;
             self.uncounted.clear();
         }
@@ -487,6 +493,9 @@ impl Engine {
         let now = self.clock.now();
         let Some(target) = Slot::ended_by(now.plus_ms(-self.machine.judge.promises().judge_after_ms)) else { return Ok(()) };
         let start = now_instant();
+        if self.machine.judge.judged_to().is_none_or(|judged| judged < target) {
+            self.machine.settle();
+        }
         let mut closes = 0;
         while let Some(end) = self.machine.next_close(target) {
             failpoint::pass("in slot close");

@@ -36,8 +36,8 @@ pub fn ended_children_cpu_s() -> f64 {
 
 /// Nanoseconds that this thread has run.
 pub fn thread_cpu_ns() -> f64 {
-    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    text.split_whitespace().next().unwrap().parse().unwrap()
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
 /// Bytes of all files in a folder and its folders; 0 where there is none.

@@ -22,6 +22,7 @@ mod load;
 mod peers;
 mod process;
 mod replay;
+mod stages;
 mod start;
 mod table;
 mod traffic;
@@ -76,7 +77,8 @@ fn config(mix: Mix) -> String {
 /// A section: its name, what it measures, and how.
 type Section = (&'static str, &'static str, fn(&mut Bench));
 
-const SECTIONS: [Section; 10] = [
+const SECTIONS: [Section; 11] = [
+    ("stages", "what a timing costs inside, stage by stage, one thread", stages::stages),
     ("json", "timings a second for each core of the server, as JSON over HTTP, answered when on disk", ingest::json),
     ("binary", "the same timings as JSON and as protobuf columns, in turns", ingest::binary),
     ("answers", "how long an answer takes, 64 connections, 100 timings a batch, 10k endpoints", ingest::answers),
