@@ -168,6 +168,8 @@ pub struct Judge {
     /// By endpoint: from and to which of `rules` are its.
     rules_of: Vec<(u32, u32)>,
     turns: Turns,
+    /// The endpoints that have rules.
+    judged: HashMap<Arc<EndpointKey>, EndpointId>,
     endpoints: Vec<Arc<EndpointKey>>,
     due: BTreeSet<(Slot, usize)>,
     judged_to: Option<Slot>,
@@ -185,6 +187,7 @@ impl Judge {
             rules: Vec::new(),
             rules_of: Vec::new(),
             turns: Turns::default(),
+            judged: HashMap::new(),
             endpoints: Vec::new(),
             due: BTreeSet::new(),
             judged_to: None,
@@ -267,6 +270,9 @@ impl Judge {
         }
         let place = |at: usize| u32::try_from(at).expect("rules are limited by endpoints and the configuration");
         self.rules_of.push((place(first), place(self.rules.len())));
+        if self.rules.len() > first {
+            self.judged.insert(key, id);
+        }
     }
 
     fn rules_of(&self, id: EndpointId) -> std::ops::Range<usize> {
@@ -519,26 +525,25 @@ impl Judge {
         for line in transitions {
             let incident = self.incidents.entry(line.id.clone()).and_modify(|i| i.moved(line)).or_insert_with(|| Incident::opened(line));
             let resolved = incident.state == State::Resolved;
-            for rule in &mut self.rules {
-                let same = rule.name == line.evidence.objective && rule.key.kind == line.evidence.endpoint_kind && rule.is_of(line);
-                if same {
-                    rule.incident = (!resolved).then(|| line.id.clone());
-                }
+            let rules = self.judged.get(&line.endpoint()).map_or(0..0, |id| self.rules_of(*id));
+            for rule in self.rules[rules].iter_mut().filter(|r| r.name == line.evidence.objective) {
+                rule.incident = (!resolved).then(|| line.id.clone());
             }
         }
+        let lines_of: BTreeSet<&str> = transitions.iter().map(|t| t.id.as_str()).collect();
         for n in notifications {
             if let Some(incident) = self.incidents.get_mut(&n.line.id).filter(|i| i.told_line.is_none()) {
                 // The number under which `tell` derived this notification's id.
-                let told_by_own_line = transitions.iter().any(|t| t.id == n.line.id);
+                let told_by_own_line = lines_of.contains(n.line.id.as_str());
                 let number = incident.timeline.len() - usize::from(told_by_own_line);
                 incident.told_line = u32::try_from(number).ok();
             }
         }
-        self.outbox.extend(notifications.iter().filter(|n| self.outbox.iter().all(|o| o.id != n.id)).cloned().collect::<Vec<_>>());
+        let mut waiting: BTreeSet<String> = if notifications.is_empty() { BTreeSet::new() } else { self.outbox.iter().map(|n| n.id.clone()).collect() };
+        self.outbox.extend(notifications.iter().filter(|n| waiting.insert(n.id.clone())).cloned());
+        let mut seen = BTreeSet::new();
         for id in transitions.iter().map(|t| &t.id).chain(notifications.iter().map(|n| &n.line.id)) {
-            if let Some(incident) = self.incidents.get(id)
-                && changed.iter().all(|c: &Incident| c.id != *id)
-            {
+            if let Some(incident) = self.incidents.get(id).filter(|_| seen.insert(id)) {
                 changed.push(incident.clone());
             }
         }
@@ -550,6 +555,7 @@ impl Judge {
         self.promises = Arc::new(promises);
         let before = std::mem::take(&mut self.rules);
         self.rules_of.clear();
+        self.judged.clear();
         self.due.clear();
         for id in 0..self.endpoints.len() {
             self.add_rules(EndpointId(u32::try_from(id).expect("ids are u32")));

@@ -400,10 +400,6 @@ impl Rule {
         }
     }
 
-    pub(super) fn is_of(&self, line: &Transition) -> bool {
-        self.key.service == line.service && self.key.env == line.env && self.key.method == line.method && self.key.route == line.route
-    }
-
     /// Goes on where the same promise stood before a reload; windows that changed begin anew.
     pub(super) fn take_over(&mut self, old: Self) {
         // What came before it was promised does not count, and a rebuild would not count it.
