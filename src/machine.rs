@@ -240,6 +240,8 @@ pub struct Machine {
     /// Counts of frames that were taken in and are to be settled.
     waiting: Vec<Counts>,
     waiting_bytes: usize,
+    /// Nothing but the judge's sums is kept; the last slot that anything came into.
+    judging_alone: Option<Slot>,
 }
 
 #[derive(Clone, Debug)]
@@ -300,7 +302,20 @@ impl Machine {
             rebuilding: false,
             waiting: Vec::new(),
             waiting_bytes: 0,
+            judging_alone: None,
         }
+    }
+
+    /// An empty one that judges what is counted and keeps nothing else of it: for replays, whose counts nobody asks for.
+    #[must_use]
+    pub fn judging_alone(promises: Promises, limits: Limits) -> Self {
+        Self { judging_alone: Some(Slot(0)), ..Self::new(promises, limits) }
+    }
+
+    /// The last slot that holds anything and was not closed with its minute; with a machine that is judging alone, the last one that ever held anything.
+    #[must_use]
+    pub fn last_slot(&self) -> Option<Slot> {
+        self.judging_alone.map_or_else(|| self.open.last(), |last| (last > Slot(0)).then_some(last))
     }
 
     /// Turns batches into counts.
@@ -460,6 +475,17 @@ impl Machine {
 
     fn count(&mut self, slot: Slot, id: EndpointId, counted: &Counted<'_>) {
         let at = id.0 as usize;
+        if let Some(last) = &mut self.judging_alone {
+            *last = slot.max(*last);
+            if let Some(counting) = &self.counting[at] {
+                match counted {
+                    Counted::One { outcome, us } => self.judge.count_one(id, slot, *outcome, *us),
+                    Counted::Full(cell) => self.judge.count(id, slot, cell),
+                    Counted::Plain { .. } => self.judge.count(id, slot, &counted.to_cell(&counting.thresholds_us, counting.digits)),
+                }
+            }
+            return;
+        }
         let Some(counting) = &self.counting[at] else {
             self.open.add(id, slot, counted);
             if !self.rebuilding {
@@ -622,6 +648,9 @@ struct Destination {
 /// Failures of a cell that are written one by one, so that the rest of it stays plain.
 const FAILURES_APART_MAX: usize = 4;
 
+/// So few timings of an endpoint with thresholds are written one by one: each keeps its value, and together they are shorter than a whole cell.
+const THRESHOLDS_APART_MAX: usize = 4;
+
 struct Folding<'m> {
     machine: &'m Machine,
     delta: Delta,
@@ -644,8 +673,15 @@ impl Folding<'_> {
                 self.counts.one(slot, id, one.outcome(), one.us());
                 continue;
             }
+            let is_counting = self.machine.counting.get(id.0 as usize).is_some_and(Option::is_some);
+            if is_counting && cell.len() <= THRESHOLDS_APART_MAX {
+                for one in cell {
+                    self.counts.one(slot, id, one.outcome(), one.us());
+                }
+                continue;
+            }
             let failures = cell.iter().filter(|p| p.outcome().is_failure()).count();
-            if failures > FAILURES_APART_MAX || self.machine.counting.get(id.0 as usize).is_some_and(Option::is_some) {
+            if failures > FAILURES_APART_MAX || is_counting {
                 let mut full = self.new_cell(id);
                 for alike in cell.chunk_by(|a, b| a == b) {
                     let n = alike.len() as u64;

@@ -112,10 +112,23 @@ impl BurnWindow {
     /// the naive evaluators compute it. Exact rationals differ from it only where the share equals factor times budget to the last request (99 of 330 at 6 × 5 %),
     /// and there two tools that watch the same requests should not say two things.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     pub fn burns(&self, bad: u64, n: u64, budget_ppb: u64) -> bool {
-        n > 0 && bad as f64 >= self.factor() * (budget_ppb as f64 / PPB as f64) * n as f64
+        reaches(self.share(budget_ppb), bad, n)
     }
+
+    /// The share of bad requests from which it burns.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "at most 10^9")]
+    pub fn share(&self, budget_ppb: u64) -> f64 {
+        self.factor() * (budget_ppb as f64 / PPB as f64)
+    }
+}
+
+/// Whether so many bad requests of `n` are at least that share ([`BurnWindow::burns`]).
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
+pub fn reaches(share: f64, bad: u64, n: u64) -> bool {
+    n > 0 && bad as f64 >= share * n as f64
 }
 
 /// The burn rate: the share of bad requests over the budget. 0 without requests.

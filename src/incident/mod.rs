@@ -178,6 +178,20 @@ pub struct Transition {
     pub evidence: Evidence,
 }
 
+impl Transition {
+    /// The endpoint that it is about.
+    #[must_use]
+    pub fn endpoint(&self) -> EndpointKey {
+        EndpointKey {
+            service: self.service.clone(),
+            env: self.env.clone(),
+            kind: self.evidence.endpoint_kind.clone(),
+            method: self.method.clone(),
+            route: self.route.clone(),
+        }
+    }
+}
+
 /// Who took an incident on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {

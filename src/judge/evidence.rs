@@ -5,6 +5,115 @@
 //! continued fraction (26.5.8) in the modified Lentz form (Press et al., Numerical Recipes, 2007, 6.4). The mathematics functions
 //! are the pure-Rust `libm`, so that two machines decide alike.
 
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+/// Counts of bad requests for which the turning points are kept.
+const KEPT: usize = 256;
+
+/// Below this probability a turning point is too far away to be searched for.
+const KEPT_FROM: f64 = 1e-5;
+
+/// For each small count of bad requests, the first number of requests at which something turns from false to true; found when first asked for. Both tails are monotonic in the
+/// number of requests, and comparing two numbers costs a hundredth of adding up a tail.
+#[derive(Debug, Default)]
+struct Firsts(Box<[OnceLock<u64>]>);
+
+impl Firsts {
+    fn new(p: f64) -> Self {
+        Self(if p >= KEPT_FROM { std::iter::repeat_with(OnceLock::new).take(KEPT).collect() } else { Box::default() })
+    }
+
+    fn of(&self, bad: u64, turned: impl Fn(u64) -> bool) -> Option<u64> {
+        let kept = self.0.get(usize::try_from(bad).ok()?)?;
+        Some(*kept.get_or_init(|| first(bad, turned)))
+    }
+}
+
+/// The first number from `from` on at which it has turned.
+fn first(from: u64, turned: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut step) = (from, 1_u64);
+    while !turned(low.saturating_add(step)) {
+        low = low.saturating_add(step);
+        if low == u64::MAX {
+            return low;
+        }
+        step = step.saturating_mul(2);
+    }
+    if turned(from) {
+        return from;
+    }
+    // Not turned at `low`, turned at `high`.
+    let mut high = low.saturating_add(step);
+    while high - low > 1 {
+        let middle = u64::midpoint(low, high);
+        if turned(middle) {
+            high = middle;
+        } else {
+            low = middle;
+        }
+    }
+    high
+}
+
+/// Whether luck is excluded: P(X ≥ bad | n, p) < α.
+#[derive(Debug)]
+pub struct Luck {
+    p: f64,
+    alpha: f64,
+    firsts: Firsts,
+}
+
+impl Luck {
+    /// Whether so many bad requests of `n` are more than luck.
+    #[must_use]
+    pub fn is_excluded(&self, bad: u64, n: u64) -> bool {
+        self.excluded_to(bad).map_or_else(|| binomial_tail(bad, n, self.p) < self.alpha, |to| n < to)
+    }
+
+    /// The least number of requests among which so many bad ones may be luck, where it is kept.
+    #[must_use]
+    pub fn excluded_to(&self, bad: u64) -> Option<u64> {
+        self.firsts.of(bad, |n| binomial_tail(bad, n, self.p) >= self.alpha)
+    }
+}
+
+/// Whether the share of bad requests is surely under a limit: P(X ≤ bad | n, limit) < α.
+#[derive(Debug)]
+pub struct Fewness {
+    limit: f64,
+    alpha: f64,
+    firsts: Firsts,
+}
+
+impl Fewness {
+    /// Whether so few bad requests of `n` say that.
+    #[must_use]
+    pub fn is_sure(&self, bad: u64, n: u64) -> bool {
+        let sure = |n| binomial_at_most(bad, n, self.limit) < self.alpha;
+        self.firsts.of(bad, sure).map_or_else(|| sure(n), |from| n >= from)
+    }
+}
+
+/// The turning points of all rules: those with the same numbers share them.
+#[derive(Debug, Default)]
+pub struct Turns {
+    lucks: HashMap<[u64; 2], Arc<Luck>>,
+    fewnesses: HashMap<[u64; 2], Arc<Fewness>>,
+}
+
+impl Turns {
+    /// For a budget and the chance that luck may have.
+    pub fn luck(&mut self, p: f64, alpha: f64) -> Arc<Luck> {
+        Arc::clone(self.lucks.entry([p.to_bits(), alpha.to_bits()]).or_insert_with(|| Arc::new(Luck { p, alpha, firsts: Firsts::new(p) })))
+    }
+
+    /// For a limit and one minus the confidence.
+    pub fn fewness(&mut self, limit: f64, alpha: f64) -> Arc<Fewness> {
+        Arc::clone(self.fewnesses.entry([limit.to_bits(), alpha.to_bits()]).or_insert_with(|| Arc::new(Fewness { limit, alpha, firsts: Firsts::new(limit) })))
+    }
+}
+
 /// P(X ≥ k) for X ~ Bin(n, p): the chance of at least `k` bad requests of `n` when each is bad with probability `p` in [0, 1].
 #[must_use]
 pub fn binomial_tail(k: u64, n: u64, p: f64) -> f64 {
@@ -95,6 +204,20 @@ mod tests {
                     let (ours, truth) = (binomial_tail(k, n, p), direct_tail(k, n, p));
                     assert!((ours - truth).abs() < 1e-11 * truth.max(1e-3), "k {k} n {n} p {p}: {ours} {truth}");
                     assert!((binomial_at_most(k, n, p) + binomial_tail(k + 1, n, p) - 1.0).abs() < 1e-10);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn turning_points_say_what_the_tails_say() {
+        let mut turns = Turns::default();
+        for p in [0.000_001, 0.000_1, 0.001, 0.01, 0.144, 0.6, 1.0] {
+            let (luck, fewness) = (turns.luck(p, 0.001), turns.fewness(p, 0.05));
+            for bad in [0, 1, 2, 3, 7, 40, 255, 256] {
+                for n in (bad..bad + 300).chain((bad..30_000).step_by(97)) {
+                    assert_eq!(luck.is_excluded(bad, n), binomial_tail(bad, n, p) < 0.001, "{bad} of {n} at {p}");
+                    assert_eq!(fewness.is_sure(bad, n), binomial_at_most(bad, n, p) < 0.05, "{bad} of {n} at {p}");
                 }
             }
         }

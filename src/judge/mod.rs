@@ -10,6 +10,7 @@ pub mod burn;
 pub mod evidence;
 mod promises;
 mod rule;
+pub mod sums;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -19,11 +20,12 @@ use serde::{Deserialize, Serialize};
 pub use promises::{Owed, Promise, Promises, Receiver};
 pub use rule::{ObjectiveState, ObjectiveStatus, WindowStatus};
 
-use crate::counting::Cell;
+use crate::counting::{Cell, Outcome};
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::incident::{Ack, DeliveryResult, Event, Incident, Marker, Notification, Silence, State, Transition, derived_id, incident_id, text};
 use crate::time::{Slot, Timestamp};
 use burn::Memory;
+use evidence::Turns;
 use rule::Rule;
 
 /// What is asked of the judge.
@@ -163,7 +165,11 @@ pub const SILENCES_MAX: usize = 1_000;
 pub struct Judge {
     promises: Arc<Promises>,
     rules: Vec<Rule>,
-    rules_of: HashMap<EndpointId, Vec<usize>>,
+    /// By endpoint: from and to which of `rules` are its.
+    rules_of: Vec<(u32, u32)>,
+    turns: Turns,
+    /// The endpoints that have rules.
+    judged: HashMap<Arc<EndpointKey>, EndpointId>,
     endpoints: Vec<Arc<EndpointKey>>,
     due: BTreeSet<(Slot, usize)>,
     judged_to: Option<Slot>,
@@ -179,7 +185,9 @@ impl Judge {
         Self {
             promises: Arc::new(promises),
             rules: Vec::new(),
-            rules_of: HashMap::new(),
+            rules_of: Vec::new(),
+            turns: Turns::default(),
+            judged: HashMap::new(),
             endpoints: Vec::new(),
             due: BTreeSet::new(),
             judged_to: None,
@@ -228,7 +236,7 @@ impl Judge {
     /// How the objectives of one endpoint stand.
     pub fn objectives_of(&self, id: EndpointId) -> impl Iterator<Item = ObjectiveStatus> + '_ {
         let end = self.judged_to.unwrap_or_default();
-        self.rules_of.get(&id).into_iter().flatten().map(move |r| self.rules[*r].status(end, self.promises.judge_after_ms))
+        self.rules[self.rules_of(id)].iter().map(move |r| r.status(end, self.promises.judge_after_ms))
     }
 
     /// The first slot end at which something can have to be said, if nothing more comes.
@@ -251,30 +259,46 @@ impl Judge {
     fn add_rules(&mut self, id: EndpointId) {
         let key = Arc::clone(&self.endpoints[id.0 as usize]);
         let promises = Arc::clone(&self.promises);
+        let first = self.rules.len();
         for owed in promises.of(&key) {
             for promise in &owed.promises {
-                let taken = self.rules_of.get(&id).into_iter().flatten().any(|r| self.rules[*r].promise.goal == promise.goal);
+                let taken = self.rules[first..].iter().any(|r| r.promise.goal == promise.goal);
                 if !taken {
-                    self.rules_of.entry(id).or_default().push(self.rules.len());
-                    self.rules.push(Rule::new(id, Arc::clone(&key), promise.clone(), owed));
+                    self.rules.push(Rule::new(id, Arc::clone(&key), promise.clone(), owed, &mut self.turns));
                 }
             }
         }
+        let place = |at: usize| u32::try_from(at).expect("rules are limited by endpoints and the configuration");
+        self.rules_of.push((place(first), place(self.rules.len())));
+        if self.rules.len() > first {
+            self.judged.insert(key, id);
+        }
+    }
+
+    fn rules_of(&self, id: EndpointId) -> std::ops::Range<usize> {
+        self.rules_of.get(id.0 as usize).map_or(0..0, |of| of.0 as usize..of.1 as usize)
     }
 
     /// Whether an endpoint has rules, so that its slots must be kept apart.
     #[must_use]
     pub fn has_rules(&self, id: EndpointId) -> bool {
-        self.rules_of.contains_key(&id)
+        !self.rules_of(id).is_empty()
     }
 
     /// Counts what came into one slot of one endpoint. Commutative.
     pub fn count(&mut self, id: EndpointId, slot: Slot, cell: &Cell) {
-        let Some(rules) = self.rules_of.get(&id) else { return };
+        self.count_with(id, slot, |rule, judged_to| rule.count(slot, cell, judged_to));
+    }
+
+    /// Likewise, one timing.
+    pub fn count_one(&mut self, id: EndpointId, slot: Slot, outcome: Outcome, us: u64) {
+        self.count_with(id, slot, |rule, judged_to| rule.count_one(slot, outcome, us, judged_to));
+    }
+
+    fn count_with(&mut self, id: EndpointId, slot: Slot, count: impl Fn(&mut Rule, Slot) -> bool) {
         let first_open = self.judged_to.map_or(Slot(0), Slot::next);
-        for at in 0..rules.len() {
-            let index = self.rules_of[&id][at];
-            if self.rules[index].count(slot, cell) {
+        for index in self.rules_of(id) {
+            if count(&mut self.rules[index], self.judged_to.unwrap_or_default()) {
                 self.set_due(index, Some(slot.max(first_open)), true);
             }
         }
@@ -282,8 +306,9 @@ impl Judge {
 
     /// Counts an hour of the past into the budget alone (its windows are over); for rebuilding from history.
     pub fn count_past_hour(&mut self, id: EndpointId, hour_start: Slot, cell: &Cell) {
-        for &index in self.rules_of.get(&id).into_iter().flatten() {
-            self.rules[index].count_budget(hour_start, cell);
+        let rules = self.rules_of(id);
+        for rule in &mut self.rules[rules] {
+            rule.count_budget(hour_start, cell);
         }
     }
 
@@ -349,22 +374,30 @@ impl Judge {
 
     fn close(&self, end: Slot) -> SlotClosed {
         let at = end.end().plus_ms(self.promises.judge_after_ms);
-        let mut due: Vec<usize> = self.due.range(..=(end, usize::MAX)).map(|d| d.1).collect();
-        due.sort_by(|a, b| {
-            let of = |i: &usize| (&self.rules[*i].key, self.rules[*i].promise.goal);
-            of(a).cmp(&of(b))
-        });
-        let mut closed = SlotClosed { end, ..SlotClosed::default() };
-        for index in due {
+        let mut moved = Vec::new();
+        for &(_, index) in self.due.range(..=(end, usize::MAX)) {
             let rule = &self.rules[index];
             let after = rule.step(end);
+            let open = rule.incident.as_ref().and_then(|id| self.incidents.get(id));
+            let line = rule.transition(end, at, &after, open);
+            if line.is_some() || after != rule.memories {
+                moved.push((index, after, line));
+            }
+        }
+        moved.sort_by(|a, b| {
+            let of = |i: usize| (&self.rules[i].key, self.rules[i].promise.goal);
+            of(a.0).cmp(&of(b.0))
+        });
+        let mut closed = SlotClosed { end, ..SlotClosed::default() };
+        for (index, after, line) in moved {
+            let rule = &self.rules[index];
             for (pair, (memory, before)) in after.iter().zip(&rule.memories).enumerate() {
                 if memory != before {
                     closed.memories.push(PairMemory { endpoint: rule.endpoint, objective: rule.name.clone(), pair, memory: *memory });
                 }
             }
-            let open = rule.incident.as_ref().and_then(|id| self.incidents.get(id));
-            if let Some(line) = rule.transition(end, at, &after, open) {
+            if let Some(line) = line {
+                let open = rule.incident.as_ref().and_then(|id| self.incidents.get(id));
                 self.tell(&mut closed.notifications, &line, open, &rule.notify);
                 closed.transitions.push(line);
             }
@@ -468,18 +501,15 @@ impl Judge {
 
     fn apply_closed(&mut self, closed: &SlotClosed) -> Vec<Incident> {
         for change in &closed.memories {
-            let rules = self.rules_of.get(&change.endpoint).into_iter().flatten();
-            for &index in rules {
-                let rule = &mut self.rules[index];
-                if rule.name == change.objective && change.pair < rule.memories.len() {
-                    rule.memories[change.pair] = change.memory;
-                }
+            let rules = self.rules_of(change.endpoint);
+            for rule in self.rules[rules].iter_mut().filter(|r| r.name == change.objective) {
+                rule.set_memory(change.pair, change.memory);
             }
         }
         let changed = self.apply_lines(&closed.transitions, &closed.notifications);
         self.judged_to = Some(self.judged_to.map_or(closed.end, |j| j.max(closed.end)));
-        while let Some(&(due, index)) = self.due.first().filter(|d| d.0 <= closed.end) {
-            self.due.remove(&(due, index));
+        while let Some((_, index)) = self.due.first().filter(|d| d.0 <= closed.end).copied() {
+            self.due.pop_first();
             self.rules[index].due = None;
             let next = self.rules[index].next_due(closed.end);
             self.set_due(index, next, false);
@@ -489,29 +519,31 @@ impl Judge {
 
     fn apply_lines(&mut self, transitions: &[Transition], notifications: &[Notification]) -> Vec<Incident> {
         let mut changed = Vec::new();
+        if transitions.is_empty() && notifications.is_empty() {
+            return changed;
+        }
         for line in transitions {
             let incident = self.incidents.entry(line.id.clone()).and_modify(|i| i.moved(line)).or_insert_with(|| Incident::opened(line));
             let resolved = incident.state == State::Resolved;
-            for rule in &mut self.rules {
-                let same = rule.name == line.evidence.objective && rule.key.kind == line.evidence.endpoint_kind && rule.is_of(line);
-                if same {
-                    rule.incident = (!resolved).then(|| line.id.clone());
-                }
+            let rules = self.judged.get(&line.endpoint()).map_or(0..0, |id| self.rules_of(*id));
+            for rule in self.rules[rules].iter_mut().filter(|r| r.name == line.evidence.objective) {
+                rule.incident = (!resolved).then(|| line.id.clone());
             }
         }
+        let lines_of: BTreeSet<&str> = transitions.iter().map(|t| t.id.as_str()).collect();
         for n in notifications {
             if let Some(incident) = self.incidents.get_mut(&n.line.id).filter(|i| i.told_line.is_none()) {
                 // The number under which `tell` derived this notification's id.
-                let told_by_own_line = transitions.iter().any(|t| t.id == n.line.id);
+                let told_by_own_line = lines_of.contains(n.line.id.as_str());
                 let number = incident.timeline.len() - usize::from(told_by_own_line);
                 incident.told_line = u32::try_from(number).ok();
             }
         }
-        self.outbox.extend(notifications.iter().filter(|n| self.outbox.iter().all(|o| o.id != n.id)).cloned().collect::<Vec<_>>());
+        let mut waiting: BTreeSet<String> = if notifications.is_empty() { BTreeSet::new() } else { self.outbox.iter().map(|n| n.id.clone()).collect() };
+        self.outbox.extend(notifications.iter().filter(|n| waiting.insert(n.id.clone())).cloned());
+        let mut seen = BTreeSet::new();
         for id in transitions.iter().map(|t| &t.id).chain(notifications.iter().map(|n| &n.line.id)) {
-            if let Some(incident) = self.incidents.get(id)
-                && changed.iter().all(|c: &Incident| c.id != *id)
-            {
+            if let Some(incident) = self.incidents.get(id).filter(|_| seen.insert(id)) {
                 changed.push(incident.clone());
             }
         }
@@ -523,6 +555,7 @@ impl Judge {
         self.promises = Arc::new(promises);
         let before = std::mem::take(&mut self.rules);
         self.rules_of.clear();
+        self.judged.clear();
         self.due.clear();
         for id in 0..self.endpoints.len() {
             self.add_rules(EndpointId(u32::try_from(id).expect("ids are u32")));

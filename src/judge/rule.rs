@@ -1,14 +1,17 @@
 //! One promise of one endpoint: its sums, its budget, what its windows remember, and how it stands.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::burn::{self, Look, Memory, Sum, Sums};
-use super::evidence::three_digits;
+use smallvec::SmallVec;
+
+use super::burn::{self, At, Look, Memory, Pair};
+use super::evidence::{Turns, three_digits};
 use super::promises::{Owed, Promise};
-use crate::counting::Cell;
+use super::sums::{Sum, Sums};
+use crate::counting::{Cell, Outcome, Tally};
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::incident::{Event, Evidence, Incident, State, Transition, Verdict, WindowEvidence};
 use crate::objective::{Goal, PPB, Severity, burn_rate, percent_text, slots_name};
@@ -24,12 +27,45 @@ pub(super) struct Rule {
     pub(super) name: String,
     pub(super) critical: bool,
     pub(super) notify: Vec<String>,
-    pub(super) memories: Vec<Memory>,
+    pub(super) memories: Memories,
     pub(super) incident: Option<String>,
     pub(super) due: Option<Slot>,
+    pairs: Vec<Pair>,
+    /// So many good requests may come before it must be looked at.
+    room: u64,
     sums: Sums,
-    /// Requests by hour of the budget's period.
-    hours: BTreeMap<u32, Sum>,
+    hours: Hours,
+}
+
+/// What the pairs of a rule remember.
+pub(super) type Memories = SmallVec<[Memory; 4]>;
+
+/// Requests by hour of the budget's period, ascending; those that hold nothing are not there.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Hours(VecDeque<(u32, Sum)>);
+
+impl Hours {
+    fn add(&mut self, hour: u32, sum: Sum) {
+        let at = match self.0.back() {
+            Some(last) if last.0 < hour => self.0.len(),
+            Some(last) if last.0 == hour => self.0.len() - 1,
+            _ => self.0.partition_point(|h| h.0 < hour),
+        };
+        match self.0.get_mut(at) {
+            Some(found) if found.0 == hour => found.1 += sum,
+            _ => self.0.insert(at, (hour, sum)),
+        }
+    }
+
+    fn sum(&self, from: u32, to: u32) -> Sum {
+        self.0.iter().filter(|h| (from..=to).contains(&h.0)).fold(Sum::default(), |sum, h| sum + h.1)
+    }
+
+    fn forget_before(&mut self, hour: u32) {
+        while self.0.front().is_some_and(|h| h.0 < hour) {
+            self.0.pop_front();
+        }
+    }
 }
 
 /// What of a rule is kept in a snapshot.
@@ -40,7 +76,7 @@ pub(super) struct Kept {
     memories: Vec<Memory>,
     incident: Option<String>,
     sums: Sums,
-    hours: BTreeMap<u32, Sum>,
+    hours: Hours,
 }
 
 /// How an objective stands.
@@ -109,18 +145,20 @@ pub struct WindowStatus {
 }
 
 impl Rule {
-    pub(super) fn new(endpoint: EndpointId, key: Arc<EndpointKey>, promise: Promise, owed: &Owed) -> Self {
+    pub(super) fn new(endpoint: EndpointId, key: Arc<EndpointKey>, promise: Promise, owed: &Owed, turns: &mut Turns) -> Self {
         Self {
             endpoint,
             key,
             name: promise.goal.name(),
             critical: owed.critical,
             notify: owed.notify.clone(),
-            memories: vec![Memory::Idle; promise.windows.len()],
+            memories: SmallVec::from_elem(Memory::Idle, promise.windows.len()),
             incident: None,
             due: None,
+            pairs: promise.windows.iter().map(|w| Pair::new(w, promise.budget_ppb(), turns)).collect(),
+            room: 0,
             sums: Sums::default(),
-            hours: BTreeMap::new(),
+            hours: Hours::default(),
             promise,
         }
     }
@@ -138,48 +176,87 @@ impl Rule {
         Sum { total, bad }
     }
 
+    fn sum_of_one(&self, outcome: Outcome, us: u64) -> Sum {
+        let one = Tally { weight: 1, observed: 1 };
+        let is_good = match self.promise.goal {
+            Goal::Availability => !outcome.is_failure(),
+            Goal::Latency { threshold_us } => !outcome.is_failure() && us <= threshold_us,
+            Goal::Quantile { threshold_us, .. } => us <= threshold_us,
+        };
+        Sum { total: one, bad: if is_good { Tally::default() } else { one } }
+    }
+
     /// Counts a cell; whether what it says can have changed by it.
-    pub(super) fn count(&mut self, slot: Slot, cell: &Cell) -> bool {
-        if slot < self.promise.since {
-            return false;
+    pub(super) fn count(&mut self, slot: Slot, cell: &Cell, judged_to: Slot) -> bool {
+        slot >= self.promise.since && self.count_sum(slot, self.sum_of(cell), judged_to)
+    }
+
+    /// Likewise, one timing.
+    pub(super) fn count_one(&mut self, slot: Slot, outcome: Outcome, us: u64, judged_to: Slot) -> bool {
+        slot >= self.promise.since && self.count_sum(slot, self.sum_of_one(outcome, us), judged_to)
+    }
+
+    fn count_sum(&mut self, slot: Slot, sum: Sum, judged_to: Slot) -> bool {
+        if self.sums.add(slot, sum) {
+            self.forget(judged_to);
         }
-        let sum = self.sum_of(cell);
-        self.sums.add(slot, sum);
         // The budget counts whole hours: of the hour in which it was promised history does not keep apart what came after.
         if slot.0 / SLOTS_AN_HOUR >= self.promise.since.0.div_ceil(SLOTS_AN_HOUR) {
-            self.add_hour(slot, sum);
+            self.hours.add(slot.0 / SLOTS_AN_HOUR, sum);
         }
-        // Good requests alone start nothing: they only lower what burns.
-        sum.bad.observed > 0 || self.memories.iter().any(|m| m.is_firing())
+        if sum.bad.observed > 0 || sum.most() > self.room {
+            self.room = 0;
+            return true;
+        }
+        self.room -= sum.most();
+        false
     }
 
     pub(super) fn count_budget(&mut self, hour_start: Slot, cell: &Cell) {
         if hour_start >= self.promise.since {
             let sum = self.sum_of(cell);
-            self.add_hour(hour_start, sum);
+            self.hours.add(hour_start.0 / SLOTS_AN_HOUR, sum);
         }
     }
 
-    fn add_hour(&mut self, slot: Slot, sum: Sum) {
-        let hour = self.hours.entry(slot.0 / SLOTS_AN_HOUR).or_default();
-        hour.total += sum.total;
-        hour.bad += sum.bad;
-    }
-
-    pub(super) fn step(&self, end: Slot) -> Vec<Memory> {
-        let budget = self.promise.budget_ppb();
-        self.promise.windows.iter().zip(&self.memories).map(|(window, memory)| burn::look_and_step(*memory, &self.sums, end, window, budget)).collect()
-    }
-
-    pub(super) fn next_due(&mut self, end: Slot) -> Option<Slot> {
+    fn forget(&mut self, end: Slot) {
         self.sums.forget(end, self.promise.longest_slots());
-        let oldest = end.back(self.promise.period_slots).0 / SLOTS_AN_HOUR;
-        while self.hours.first_key_value().is_some_and(|(hour, _)| *hour < oldest) {
-            self.hours.pop_first();
+        self.hours.forget_before(end.back(self.promise.period_slots).0 / SLOTS_AN_HOUR);
+    }
+
+    pub(super) fn step(&self, end: Slot) -> Memories {
+        let at = At::new(&self.sums, end);
+        self.pairs.iter().zip(&self.memories).map(|(pair, memory)| burn::step(*memory, &at, pair)).collect()
+    }
+
+    pub(super) fn set_memory(&mut self, pair: usize, memory: Memory) {
+        if let Some(of_pair) = self.memories.get_mut(pair) {
+            *of_pair = memory;
+            self.room = 0;
         }
-        let budget = self.promise.budget_ppb();
-        let pairs = self.promise.windows.iter().zip(&self.memories);
-        pairs.filter_map(|(window, memory)| burn::next_due(*memory, &self.sums, end, window, budget)).min()
+    }
+
+    /// When it must be looked at after this slot end, unless something bad or more than its room of good requests comes before.
+    pub(super) fn next_due(&mut self, end: Slot) -> Option<Slot> {
+        let at = At::new(&self.sums, end);
+        let there_already = self.sums.after(end).most();
+        // Good requests alone start nothing: they only lower what burns.
+        let (mut room, mut due) = (u64::MAX, None::<Slot>);
+        for (pair, memory) in self.pairs.iter().zip(&self.memories) {
+            let left = burn::room(*memory, &at, pair).and_then(|room| room.checked_sub(there_already));
+            let of_pair = if let Some(left) = left {
+                room = room.min(left);
+                burn::next_due_with_room(&at, pair)
+            } else {
+                if memory.is_firing() {
+                    room = 0;
+                }
+                burn::next_due(*memory, &at, pair)
+            };
+            due = due.into_iter().chain(of_pair).min();
+        }
+        self.room = room;
+        due
     }
 
     /// The severity of an incident with these memories: the worst of the windows that fire; a warning at most where the endpoint is not critical.
@@ -210,11 +287,11 @@ impl Rule {
     }
 
     fn window_evidence(&self, end: Slot, memories: &[Memory]) -> Vec<WindowEvidence> {
-        let budget = self.promise.budget_ppb();
-        let pairs = self.promise.windows.iter().zip(memories);
+        let (budget, at) = (self.promise.budget_ppb(), At::new(&self.sums, end));
+        let pairs = self.pairs.iter().zip(memories);
         pairs
-            .map(|(window, memory)| {
-                let look = Look::at(&self.sums, end, window, budget);
+            .map(|(pair, memory)| {
+                let (look, window) = (Look::at(&at, pair), &pair.window);
                 let verdict = match (memory.is_firing(), look.burns) {
                     (true, _) => Verdict::Firing,
                     (false, true) => Verdict::Undecided,
@@ -240,11 +317,7 @@ impl Rule {
 
     fn period_sum(&self, end: Slot) -> Sum {
         let oldest = end.back(self.promise.period_slots).0 / SLOTS_AN_HOUR;
-        self.hours.range(oldest..=end.0 / SLOTS_AN_HOUR).fold(Sum::default(), |mut sum, (_, hour)| {
-            sum.total += hour.total;
-            sum.bad += hour.bad;
-            sum
-        })
+        self.hours.sum(oldest, end.0 / SLOTS_AN_HOUR)
     }
 
     #[expect(clippy::cast_precision_loss, reason = "ratios for people")]
@@ -327,10 +400,6 @@ impl Rule {
         }
     }
 
-    pub(super) fn is_of(&self, line: &Transition) -> bool {
-        self.key.service == line.service && self.key.env == line.env && self.key.method == line.method && self.key.route == line.route
-    }
-
     /// Goes on where the same promise stood before a reload; windows that changed begin anew.
     pub(super) fn take_over(&mut self, old: Self) {
         // What came before it was promised does not count, and a rebuild would not count it.
@@ -349,7 +418,7 @@ impl Rule {
         Kept {
             endpoint: self.endpoint,
             goal: self.promise.goal,
-            memories: self.memories.clone(),
+            memories: self.memories.to_vec(),
             incident: self.incident.clone(),
             sums: self.sums.clone(),
             hours: self.hours.clone(),
@@ -358,13 +427,14 @@ impl Rule {
 
     pub(super) fn restore(&mut self, kept: Kept) {
         if kept.memories.len() == self.memories.len() {
-            self.memories = kept.memories;
+            self.memories = kept.memories.into();
         }
         (self.incident, self.sums, self.hours) = (kept.incident, kept.sums, kept.hours);
     }
 
     pub(super) fn forget_counts(&mut self) {
         self.sums = Sums::default();
-        self.hours.clear();
+        self.hours = Hours::default();
+        self.room = 0;
     }
 }

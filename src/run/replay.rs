@@ -110,7 +110,7 @@ impl<'a, W: Write> Replay<'a, W> {
         let mut markers = markers.into_iter();
         let next_marker = markers.next();
         Self {
-            machine: Machine::new(promises.unwrap_or_else(|| Promises::none(judge_after_ms)), limits),
+            machine: Machine::judging_alone(promises.unwrap_or_else(|| Promises::none(judge_after_ms)), limits),
             admission: Admission::new(templates, known, TimeLimits { now: Timestamp(0), past_ms: PAST_MS, future_ms: TIMESTAMP_MS_MAX }),
             known,
             markers,
@@ -292,7 +292,9 @@ impl<'a, W: Write> Replay<'a, W> {
     fn apply(&mut self, delta: &Delta) {
         let first = self.machine.catalogue.next_id();
         self.machine.apply(self.machine.position.next(), delta);
-        self.known.add(self.machine.catalogue.numbered_from(first));
+        if !delta.endpoints.is_empty() {
+            self.known.add(self.machine.catalogue.numbered_from(first));
+        }
     }
 
     fn say(&mut self, delta: &Delta) -> Result<(), Error> {
@@ -383,7 +385,7 @@ impl<'a, W: Write> Replay<'a, W> {
         self.take_in();
         let judge_after = self.machine.judge.promises().judge_after_ms;
         let plain = self.next_boundary_ms > i64::MIN;
-        if plain && let Some(last) = self.machine.open.last() {
+        if plain && let Some(last) = self.machine.last_slot() {
             self.advance(last.end().plus_ms(judge_after))?;
         }
         if let Some(until) = until.filter(|u| *u > self.now) {

@@ -16,6 +16,7 @@
 )]
 
 mod answers;
+mod close;
 mod endpoints;
 mod ingest;
 mod load;
@@ -77,13 +78,14 @@ fn config(mix: Mix) -> String {
 /// A section: its name, what it measures, and how.
 type Section = (&'static str, &'static str, fn(&mut Bench));
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 12] = [
     ("stages", "what a timing costs inside, stage by stage, one thread", stages::stages),
     ("json", "timings a second for each core of the server, as JSON over HTTP, answered when on disk", ingest::json),
     ("binary", "the same timings as JSON and as protobuf columns, in turns", ingest::binary),
     ("answers", "how long an answer takes, 64 connections, 100 timings a batch, 10k endpoints", ingest::answers),
     ("log", "bytes of the log for each timing", ingest::log),
     ("endpoints", "100k endpoints: memory, answers while periods are closed, scrapes, disk", endpoints::endpoints),
+    ("close", "what one thread spends on closing a slot and a minute of 100k active endpoints, with objectives, in this process", close::close),
     ("query", "quantiles of open slots, 10k endpoints", endpoints::query),
     ("start", "from exec to /readyz after kill -9 under load, 10k endpoints, files in the page cache", start::start),
     ("replay", "recorded timings through `slowburn replay`", replay::replay),
