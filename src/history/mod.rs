@@ -1,11 +1,12 @@
 //! What was counted: the catalogue of endpoints and how fast it may grow ([`creation`]), open slots in memory ([`open_slots`]), closed periods in files ([`closed_periods`]), the index over
-//! them in sled ([`index`]), coarser periods from finer ones ([`roll_up`]), and reading across all of them ([`query`]).
+//! them ([`index`]), coarser periods from finer ones ([`roll_up`]), and reading across all of them ([`query`]).
 
 pub mod catalogue;
 pub mod closed_periods;
 pub mod counts;
 pub mod creation;
 pub mod index;
+mod index_store;
 mod layout;
 pub mod open_slots;
 pub mod query;
