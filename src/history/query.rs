@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::closed_periods::{self, Block, Reader, Reading, Wanted};
 use super::index::Index;
+use super::losses::Loss;
 use super::open_slots::OpenSlots;
 use super::sum::Sum;
 use crate::counting::Cell;
@@ -135,6 +136,14 @@ impl Taken {
             }
         }
         Ok(())
+    }
+
+    /// Where in a range something is missing for good that would belong to the answer.
+    #[must_use]
+    pub fn incomplete(&self, losses: &[Loss], range: TimeRange) -> Vec<TimeRange> {
+        let (pieces, _) = plan(range, &self.kept);
+        let missing = |loss: &Loss| pieces.iter().filter(|p| p.tier == loss.tier).filter_map(|p| loss.within(p.range)).collect::<Vec<_>>();
+        losses.iter().filter(|loss| loss.concerns(&self.wanted)).flat_map(missing).collect()
     }
 
     fn sum_of(&self, pieces: &[Piece], range: TimeRange, blocks: &[Vec<Block>; 3], reading: &mut Reading, sum: &mut Sum) -> Result<Cell, Error> {
