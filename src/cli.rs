@@ -100,13 +100,16 @@ enum Command {
         #[command(flatten)]
         place: Where,
     },
-    /// Sets a damaged segment of the log aside and goes on without the frames that cannot be read
+    /// Says what of damaged history can be saved, and what is lost; with --yes it does it. Damaged files stay under other names
     Repair {
         #[command(flatten)]
         place: Where,
-        /// The first position that is lost, as `serve` named it
+        /// Does what it would only say otherwise
+        #[arg(long)]
+        yes: bool,
+        /// Of the log: sets the damaged segment aside and goes on without the frames that cannot be read, from this one on, as `serve` named it
         #[arg(long, value_name = "POSITION")]
-        accept_loss: u64,
+        accept_loss: Option<u64>,
     },
     /// Sends a test message to receivers
     NotifyTest {
@@ -162,13 +165,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             eprintln!("wrote {frames} frames");
             Ok(ExitCode::SUCCESS)
         }
-        Command::Repair { place, accept_loss } => {
+        Command::Repair { place, accept_loss: Some(from), .. } => {
             let config = place.load()?;
             let _lock = recovery::lock(&config.data_dir)?;
-            let aside = crate::log::file::repair(&config.data_dir, Position(accept_loss))?;
+            let aside = crate::log::file::repair(&config.data_dir, Position(from))?;
             println!("the damaged segment is kept as {}; the log goes on without what could not be read", aside.display());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Repair { place, yes, accept_loss: None } => repair(&place.load()?, yes),
         Command::NotifyTest { place, receiver } => notify_test(&place.load()?, receiver.as_deref()),
         Command::PrintConfig => {
             io::stdout().write_all(DEFAULT_TOML.as_bytes())?;
@@ -226,6 +230,27 @@ fn verify(place: &Where, redecide: bool) -> anyhow::Result<ExitCode> {
         println!("wrong: {wrong}");
     }
     Ok(if report.wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn repair(config: &Config, yes: bool) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(config.data_dir.join("history").is_dir(), "{} holds no history", config.data_dir.display());
+    let found = crate::run::repair::look(&config.data_dir)?;
+    if !found.is_needed() {
+        println!("nothing is damaged");
+        return Ok(ExitCode::SUCCESS);
+    }
+    found.lines().iter().for_each(|line| println!("{line}"));
+    let lost = found.losses().next().is_some();
+    println!("{}", if lost { "what is lost is lost for good: answers over it say `incomplete`" } else { "nothing is lost" });
+    if !yes {
+        println!("nothing was changed: to do this, run it again with --yes");
+        return Ok(ExitCode::from(1));
+    }
+    for aside in found.run(config.endpoint_limits, retention(config), Clock::default().now())? {
+        println!("the damaged file is kept as {}", aside.display());
+    }
+    println!("repaired; index and state were built again");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn notify_test(config: &Config, only: Option<&str>) -> anyhow::Result<ExitCode> {

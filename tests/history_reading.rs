@@ -69,7 +69,7 @@ impl Hours {
         let (mut files, index) = (Files::open(dir.path()).unwrap(), Index::open(dir.path()).unwrap());
         for hour in 0..hours {
             let block = files.append(Tier::Hour, Timestamp(hour * HOUR), Position(hour as u64 + 1), &rows(hour)).unwrap();
-            index.put_block(&block).unwrap();
+            index.put_block(&block);
         }
         Self { dir, index, end: Timestamp(hours * HOUR) }
     }

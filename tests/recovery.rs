@@ -545,7 +545,7 @@ mod power_cut {
         let position = opened.log.stage(&delta.to_sections());
         let effects = opened.machine.apply(position, delta);
         opened.log.commit().unwrap();
-        opened.keeper.keep(&opened.machine, position, delta, &effects).unwrap();
+        opened.keeper.keep(position, delta, &effects).unwrap();
     }
 
     /// One request in a slot; of a new endpoint when there is none.
@@ -590,8 +590,8 @@ mod power_cut {
                 let close = opened.machine.close(Slot(minute * 6 + 5));
                 take(&mut opened, &close);
             }
-            // The index is flushed with the next checkpoint, after history; sled may write it down sooner.
-            opened.keeper.index.flush(opened.machine.position).unwrap();
+            // The index is flushed with the next checkpoint, after history.
+            opened.keeper.index.flush(opened.machine.position, None).unwrap();
             assert_eq!(counted(&opened), (2, 2));
             drop(opened);
             let minutes = fs::read_dir(dir.path().join("history/minute")).unwrap().next().unwrap().unwrap().path();

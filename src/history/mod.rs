@@ -1,15 +1,19 @@
 //! What was counted: the catalogue of endpoints and how fast it may grow ([`creation`]), open slots in memory ([`open_slots`]), closed periods in files ([`closed_periods`]), the index over
-//! them in sled ([`index`]), coarser periods from finer ones ([`roll_up`]), and reading across all of them ([`query`]).
+//! them ([`index`]), coarser periods from finer ones ([`roll_up`]),
+//! what becomes of damaged files ([`repair`], [`losses`]), and reading across all of them ([`query`]).
 
 pub mod catalogue;
 pub mod closed_periods;
 pub mod counts;
 pub mod creation;
 pub mod index;
+mod index_store;
 mod layout;
+pub mod losses;
 pub mod open_slots;
 pub mod query;
 pub mod reader;
+pub mod repair;
 pub mod roll_up;
 pub mod sum;
 pub mod totals;

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use super::closed_periods::{self, Block, Reader, Reading, Wanted};
-use super::index::{self, Index};
+use super::index::Index;
+use super::losses::Loss;
 use super::open_slots::OpenSlots;
 use super::sum::Sum;
 use crate::counting::Cell;
@@ -34,9 +35,6 @@ pub struct Kept {
 /// Why a question cannot be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The index.
-    #[error(transparent)]
-    Index(#[from] index::Error),
     /// The files.
     #[error(transparent)]
     History(#[from] closed_periods::Error),
@@ -125,7 +123,7 @@ impl Taken {
     /// [`Error`] when a block does not check.
     pub fn read(&self, reader: &Reader, stretches: &[TimeRange], mut sum: Sum, mut tell: impl FnMut(TimeRange, &Cell)) -> Result<(), Error> {
         let plans: Vec<(Vec<Piece>, TimeRange)> = stretches.iter().map(|s| plan(*s, &self.kept)).collect();
-        let blocks = self.blocks(plans.iter().flat_map(|p| &p.0))?;
+        let blocks = self.blocks(plans.iter().flat_map(|p| &p.0));
         let mut reading = reader.begin();
         let mut last: Option<(TimeRange, Cell)> = None;
         for (pieces, range) in plans {
@@ -138,6 +136,14 @@ impl Taken {
             }
         }
         Ok(())
+    }
+
+    /// Where in a range something is missing for good that would belong to the answer.
+    #[must_use]
+    pub fn incomplete(&self, losses: &[Loss], range: TimeRange) -> Vec<TimeRange> {
+        let (pieces, _) = plan(range, &self.kept);
+        let missing = |loss: &Loss| pieces.iter().filter(|p| p.tier == loss.tier).filter_map(|p| loss.within(p.range)).collect::<Vec<_>>();
+        losses.iter().filter(|loss| loss.concerns(&self.wanted)).flat_map(missing).collect()
     }
 
     fn sum_of(&self, pieces: &[Piece], range: TimeRange, blocks: &[Vec<Block>; 3], reading: &mut Reading, sum: &mut Sum) -> Result<Cell, Error> {
@@ -155,7 +161,7 @@ impl Taken {
     }
 
     /// The blocks of all pieces by tier, each once, by period: one reading of the index for each stretch of pieces that join.
-    fn blocks<'a>(&self, pieces: impl Iterator<Item = &'a Piece>) -> Result<[Vec<Block>; 3], Error> {
+    fn blocks<'a>(&self, pieces: impl Iterator<Item = &'a Piece>) -> [Vec<Block>; 3] {
         let mut ranges: [Vec<TimeRange>; 3] = Default::default();
         for piece in pieces {
             let known = &mut ranges[piece.tier as usize];
@@ -167,11 +173,11 @@ impl Taken {
         let mut blocks: [Vec<Block>; 3] = Default::default();
         for tier in Tier::ALL {
             for range in &ranges[tier as usize] {
-                let found = self.index.blocks(tier, range.from, range.to)?;
+                let found = self.index.blocks(tier, range.from, range.to);
                 blocks[tier as usize].extend(found.into_iter().filter(|b| b.name <= self.kept.named_to));
             }
         }
-        Ok(blocks)
+        blocks
     }
 }
 

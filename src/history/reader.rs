@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::closed_periods::{Block, Error, file_path, file_start, files_of};
 use super::layout::{Directory, MARK_BYTES, Page, Place, is_mark_at, next_start};
+use super::losses::{self, Loss};
 use super::open_slots::{Row, take_row};
 use crate::endpoint::EndpointId;
 use crate::histogram::codec;
@@ -63,6 +64,14 @@ impl Reader {
         Reading { dir: self.dir.clone(), files: Vec::new(), directory: Directory::default(), index: Vec::new(), places: Vec::new(), rows: Vec::new() }
     }
 
+    /// What a repair could not bring back.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn losses(&self) -> Result<Vec<Loss>, Error> {
+        losses::read(&self.dir)
+    }
+
     /// Every frame of a tier, in the order of its files.
     ///
     /// # Errors
@@ -110,6 +119,7 @@ impl Reader {
     /// [`Error::Io`].
     pub fn verify(&self) -> Result<(u64, Vec<Error>), Error> {
         let (mut frames, mut wrong, mut reading) = (0, Vec::new(), self.begin());
+        wrong.extend(self.losses().err());
         for tier in Tier::ALL {
             let all = files_of(&self.dir, tier)?;
             for (i, (_, path)) in all.iter().enumerate() {
@@ -118,6 +128,9 @@ impl Reader {
                 let scan = scan_file(path, &file, |directory, offset| blocks.push(directory.block(tier, offset)))?;
                 let torn = scan.torn.filter(|_| i + 1 < all.len());
                 wrong.extend(scan.damaged.or(torn).map(|offset| Error::Damaged { path: path.clone(), offset }));
+                if scan.bad_marks > 0 {
+                    wrong.push(Error::Marks { path: path.clone(), marks: scan.bad_marks });
+                }
                 for block in blocks {
                     frames += 1;
                     wrong.extend(reading.each_row(&block, &Wanted::All, |_| ()).err());
@@ -137,6 +150,10 @@ pub(super) struct Scan {
     pub(super) damaged: Option<u64>,
     /// The first byte behind it that belongs to no frame.
     pub(super) torn: Option<u64>,
+    /// Where each stretch before that mark begins that belongs to no frame.
+    pub(super) unreadable: Vec<u64>,
+    /// Marks that cannot be read, with something readable right behind them: no frame is that short, so nothing is lost.
+    pub(super) bad_marks: usize,
 }
 
 /// Visits each frame's directory and place, past what cannot be read.
@@ -144,17 +161,28 @@ pub(super) fn scan_file(path: &Path, file: &File, mut visit: impl FnMut(&Directo
     let cannot_read = || io_error("cannot read", path);
     let len = file.metadata().map_err(cannot_read())?.len();
     let (mut at, mut directory, mut scan) = (0, Directory::default(), Scan::default());
+    let (mut stretches, mut behind) = (Vec::new(), Directory::default());
     while at < len {
         if directory.read(file, at).map_err(cannot_read())? && directory.end() <= len {
             visit(&directory, at);
             at = directory.end();
         } else if is_mark_at(file, at).map_err(cannot_read())? {
             scan.damaged = scan.damaged.or(scan.torn.take());
+            scan.unreadable.append(&mut stretches);
             scan.synced_to = at;
             at += MARK_BYTES as u64;
         } else {
+            let next = next_start(file, at + 1).map_err(cannot_read())?.unwrap_or(len);
+            let mark_end = at + MARK_BYTES as u64;
+            let is_mark = mark_end < len && (is_mark_at(file, mark_end).map_err(cannot_read())? || behind.read(file, mark_end).map_err(cannot_read())?);
+            if is_mark {
+                scan.bad_marks += 1;
+                at = mark_end;
+                continue;
+            }
             scan.torn.get_or_insert(at);
-            at = next_start(file, at + 1).map_err(cannot_read())?.unwrap_or(len);
+            stretches.push(at);
+            at = next;
         }
     }
     Ok(scan)

@@ -29,6 +29,8 @@ pub enum Operation {
     Rename,
     /// A file goes.
     Remove,
+    /// The index is written: what sled does there is its own.
+    IndexWrite,
 }
 
 /// A file that grows at its end.
@@ -192,6 +194,19 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// What the operating system says.
 pub fn remove_file(path: &Path) -> io::Result<()> {
     watched!(Remove, path, Event::of(Operation::Remove, path), fs::remove_file(path))
+}
+
+/// Passed before the index is written.
+///
+/// # Errors
+/// What a test wants.
+#[cfg_attr(not(debug_assertions), expect(clippy::unnecessary_wraps, reason = "only a test has it fail"))]
+pub fn pass_index_write(path: &Path) -> io::Result<()> {
+    #[cfg(debug_assertions)]
+    fault_plan::before(Operation::IndexWrite, path)?;
+    #[cfg(not(debug_assertions))]
+    let _ = path;
+    Ok(())
 }
 
 /// Makes the names in a folder durable.

@@ -36,7 +36,7 @@ impl Event {
 /// What is to fail.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
-    /// Only operations of this kind are counted; without one, all that can fail with this error.
+    /// Only operations of this kind are counted; without one, all that can fail with this error, but for the index.
     pub operation: Option<Operation>,
     /// How many are to be done before.
     pub after: u64,
@@ -57,7 +57,8 @@ impl Fault {
 
     fn concerns(&self, operation: Operation) -> bool {
         let takes_room = matches!(operation, Operation::Append | Operation::Create | Operation::CreateDir);
-        self.operation.map_or(self.error != Errno::NOSPC || takes_room, |o| o == operation)
+        let is_ours = operation != Operation::IndexWrite;
+        self.operation.map_or(is_ours && (self.error != Errno::NOSPC || takes_room), |o| o == operation)
     }
 
     fn parse(setting: &str) -> Option<Self> {
@@ -69,6 +70,7 @@ impl Fault {
             "sync" => Some(Operation::Sync),
             "sync_dir" => Some(Operation::SyncDir),
             "rename" => Some(Operation::Rename),
+            "index" => Some(Operation::IndexWrite),
             _ => return None,
         };
         let after = parts.next()?.parse::<u64>().ok()?.checked_sub(1)?;

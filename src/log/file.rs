@@ -137,7 +137,10 @@ impl Log {
         if contents.len() <= HEAD_BYTES && contents != head(*first) {
             // A crash before the head was on disk: frames come after that.
             disk_ops::remove_file(path).map_err(io_error("cannot remove", path))?;
-            return Ok((Self::create(dir, *first)?, Some(Torn { path: path.clone(), bytes: contents.len() as u64 })));
+            let torn = Some(Torn { path: path.clone(), bytes: contents.len() as u64 });
+            // It goes on in the segment before, which is whole: a disk that is full takes no new one.
+            let log = if segments.len() > 1 { Self::open(data_dir)?.0 } else { Self::create(dir, *first)? };
+            return Ok((log, torn));
         }
         check_head(&contents, *first, path, data_dir)?;
         let (next, end) = find_end(&contents, *first, path, data_dir)?;

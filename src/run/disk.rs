@@ -6,10 +6,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::endpoint::EndpointId;
-use crate::history::catalogue::Entry;
 use crate::history::closed_periods::{self, Files};
 use crate::history::index::{self, Index};
 use crate::history::open_slots::{ClosedMinute, Row};
@@ -23,7 +22,7 @@ use crate::log::snapshot;
 use crate::machine::{Carried, Delta, Effects, FrameError, Machine, State};
 use crate::time::{Tier, Timestamp};
 
-/// What the index is given to write itself to disk; with less there is no checkpoint.
+/// What the index is given to write itself to disk; with less there is no checkpoint: sled does not survive a disk that is full, and would have to be written anew.
 const INDEX_ROOM_BYTES: u64 = 4 << 20;
 
 /// Why the data directory cannot be used.
@@ -57,7 +56,6 @@ pub enum Error {
 pub struct Frame {
     /// Its position.
     pub position: Position,
-    endpoints: Vec<(EndpointId, Entry)>,
     keys: Vec<(u128, Answered)>,
     /// Minutes that it closed.
     pub closed: Vec<Arc<ClosedMinute>>,
@@ -68,17 +66,21 @@ pub struct Frame {
 impl Frame {
     /// Of a frame that was applied.
     #[must_use]
-    pub fn of(machine: &Machine, position: Position, delta: &Delta, effects: &Effects) -> Self {
-        let endpoints = delta.endpoints.iter().filter_map(|e| Some((machine.catalogue.get((*e.key).as_ref())?, e.clone()))).collect();
+    pub fn of(position: Position, delta: &Delta, effects: &Effects) -> Self {
         let keys = delta.batches.iter().filter_map(|b| Some((b.key?, b.answer))).collect();
-        Self { position, endpoints, keys, closed: effects.closed.clone(), closed_to: effects.closed_to }
+        Self { position, keys, closed: effects.closed.clone(), closed_to: effects.closed_to }
     }
 
     /// Whether there is nothing to be written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.endpoints.is_empty() && self.keys.is_empty() && self.closed.is_empty() && self.closed_to.is_none_or(|(before, after)| before == after)
+        self.keys.is_empty() && self.closed.is_empty() && self.closed_to.is_none_or(|(before, after)| before == after)
     }
+}
+
+/// All batch keys, when the index on disk has to be written anew and they are in nothing else.
+pub(super) fn all_keys(index: &Index, machine: &Machine) -> Option<Vec<(u128, Answered)>> {
+    (!index.is_stored()).then(|| machine.keys.keys().iter().map(|(key, answer)| (*key, *answer)).collect())
 }
 
 /// Writes what people read at once: incidents, markers, silences.
@@ -106,6 +108,12 @@ impl Error {
     pub fn is_no_room(&self) -> bool {
         matches!(self, Self::Log(file::Error::NoRoom { .. }) | Self::History(closed_periods::Error::Io(file::Error::NoRoom { .. })))
     }
+
+    /// Whether only the index on disk is missing: everything goes on in memory, and it is written anew with the next checkpoint.
+    #[must_use]
+    pub fn is_index(&self) -> bool {
+        matches!(self, Self::Index(_))
+    }
 }
 
 /// Everything on disk but the log.
@@ -124,6 +132,20 @@ pub struct Keeper {
     pub(super) last_sweep: Timestamp,
     /// The time that the log tells first from a position on, as looked up last.
     pub(super) dated: Option<(Position, Timestamp)>,
+    pub(super) waiting: Option<Waiting>,
+}
+
+/// What a start found no room for.
+#[derive(Debug)]
+pub struct Waiting {
+    /// What is to be written, in the order of the log; its minutes are readable in memory.
+    pub frames: Vec<Frame>,
+    /// Endpoints whose totals are still to be completed from history.
+    pub uncounted: Vec<EndpointId>,
+    /// The last position whose part in history is written.
+    pub written: Position,
+    /// Up to where minutes are in files, and rolled up.
+    pub written_to: Timestamp,
 }
 
 /// How long things are kept, in milliseconds.
@@ -167,9 +189,44 @@ impl Keeper {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn keep(&mut self, machine: &Machine, position: Position, delta: &Delta, effects: &Effects) -> Result<(), Error> {
+    pub fn keep(&mut self, position: Position, delta: &Delta, effects: &Effects) -> Result<(), Error> {
         keep_said(&self.index, position, delta, effects)?;
-        self.keep_frame(&Frame::of(machine, position, delta, effects))
+        self.keep_frame(&Frame::of(position, delta, effects))
+    }
+
+    /// Like [`Keeper::keep`]; what finds no room waits, with all that comes after it, for whoever goes on with the directory. Its minutes stay readable.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub(super) fn keep_or_wait(&mut self, machine: &mut Machine, position: Position, delta: &Delta, effects: &Effects) -> Result<(), Error> {
+        keep_said(&self.index, position, delta, effects)?;
+        let frame = Frame::of(position, delta, effects);
+        if frame.is_empty() {
+            return Ok(());
+        }
+        if self.waiting.is_none() {
+            match self.keep_frame(&frame) {
+                Err(error) if error.is_no_room() => {
+                    warn!(%error, "history waits until there is room");
+                    let written_to = frame.closed_to.map_or(machine.history_to(), |c| c.0);
+                    let written = Position(position.0.saturating_sub(1));
+                    self.waiting = Some(Waiting { frames: Vec::new(), uncounted: Vec::new(), written, written_to });
+                }
+                kept => return kept,
+            }
+        }
+        for minute in &frame.closed {
+            machine.open.leaving(minute);
+        }
+        if let Some(waiting) = &mut self.waiting {
+            waiting.frames.push(frame);
+        }
+        Ok(())
+    }
+
+    /// Up to where history is written: the last position, and the time.
+    pub(super) fn written(&self, machine: &Machine) -> (Position, Timestamp) {
+        self.waiting.as_ref().map_or_else(|| (machine.position, machine.history_to()), |w| (w.written, w.written_to))
     }
 
     /// Writes a frame's part in history and index.
@@ -177,11 +234,8 @@ impl Keeper {
     /// # Errors
     /// [`Error`].
     pub fn keep_frame(&mut self, frame: &Frame) -> Result<(), Error> {
-        for (id, entry) in &frame.endpoints {
-            self.index.put_endpoint(*id, entry)?;
-        }
         for (key, answer) in &frame.keys {
-            self.index.put_key(*key, answer)?;
+            self.index.put_key(*key, answer);
         }
         let position = frame.position;
         let closed_before = frame.closed_to.map_or(Timestamp(i64::MAX), |c| c.0);
@@ -213,7 +267,7 @@ impl Keeper {
             return Ok(());
         }
         let (reader, mut blocks) = (self.reader(), BTreeMap::<Timestamp, Vec<closed_periods::Block>>::new());
-        for block in self.index.blocks(fine, coarse.period_of(before), end)? {
+        for block in self.index.blocks(fine, coarse.period_of(before), end) {
             blocks.entry(coarse.period_of(block.period)).or_default().push(block);
         }
         for (period, fine_blocks) in blocks {
@@ -222,7 +276,7 @@ impl Keeper {
             }
             let known: Vec<_> = fine_blocks.into_iter().filter(|b| b.name <= position).collect();
             match RollUp::begin(&reader, coarse, period, position, &known).and_then(|roll_up| roll_up.finish(&mut self.files)) {
-                Ok(Some(block)) => self.index.put_block(&block)?,
+                Ok(Some(block)) => self.index.put_block(&block),
                 Ok(None) => {}
                 Err(error) => {
                     self.files.forget_roll_up(coarse)?;
@@ -236,14 +290,14 @@ impl Keeper {
     fn put(&mut self, tier: Tier, period: Timestamp, name: Position, rows: &[Row]) -> Result<(), Error> {
         if !rows.is_empty() && !self.has(tier, period, name)? {
             let block = self.files.append(tier, period, name, rows)?;
-            self.index.put_block(&block)?;
+            self.index.put_block(&block);
         }
         Ok(())
     }
 
     /// Whether a block was written before this start. It is looked for in the file too: the index may have outlived it.
     fn has(&mut self, tier: Tier, period: Timestamp, name: Position) -> Result<bool, Error> {
-        match self.index.block(tier, period, name)? {
+        match self.index.block(tier, period, name) {
             Some(block) => Ok(self.files.holds(&block)?),
             None => Ok(false),
         }
@@ -254,25 +308,31 @@ impl Keeper {
     /// # Errors
     /// [`Error`]; unless there was no room, the process must then end.
     pub fn checkpoint(&mut self, machine: &mut Machine, now: Timestamp) -> Result<(), Error> {
+        if let Some(waiting) = &self.waiting {
+            // A snapshot would say that history has what it has not.
+            let source = std::io::ErrorKind::StorageFull.into();
+            warn!(frames = waiting.frames.len(), "history waits until there is room");
+            return Err(file::Error::NoRoom { path: self.data_dir.join("history"), source }.into());
+        }
         let gone = machine.keys.sweep(now);
-        self.write_checkpoint(&machine.state(), &gone, now)
+        let all_keys = all_keys(&self.index, machine);
+        self.write_checkpoint(&machine.state(), &gone, all_keys, now)
     }
 
     /// The same of a state that was taken out of its machine.
     ///
     /// # Errors
     /// [`Error`]; unless there was no room, the process must then end.
-    pub fn write_checkpoint(&mut self, state: &State, gone_keys: &[u128], now: Timestamp) -> Result<(), Error> {
+    pub fn write_checkpoint(&mut self, state: &State, gone_keys: &[u128], all_keys: Option<Vec<(u128, Answered)>>, now: Timestamp) -> Result<(), Error> {
         self.files.sync()?;
         if free_bytes(&self.data_dir).is_some_and(|free| free < INDEX_ROOM_BYTES) {
-            // sled does not survive a disk that is full.
             let source = std::io::ErrorKind::StorageFull.into();
             return Err(file::Error::NoRoom { path: index::folder(&self.data_dir), source }.into());
         }
         for key in gone_keys {
-            self.index.forget_key(*key)?;
+            self.index.forget_key(*key);
         }
-        self.index.flush(state.position)?;
+        self.index.flush(state.position, all_keys)?;
         snapshot::write(&self.data_dir, state.position, &state.to_bytes())?;
         self.last_snapshot = now;
         if now.0 - self.last_sweep.0 >= 600_000 {
@@ -288,7 +348,7 @@ impl Keeper {
             for path in self.files.forget(tier, before)? {
                 info!(path = %path.display(), "history older than its retention was deleted");
             }
-            self.index.forget_blocks(tier, before)?;
+            self.index.forget_blocks(tier, before);
         }
         self.archive(now)
     }

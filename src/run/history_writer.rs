@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::disk::{Error, Frame, Keeper};
+use super::disk::{Error, Frame, Keeper, all_keys};
 use crate::history::index::Index;
 use crate::history::open_slots::ClosedMinute;
 use crate::history::query::Kept;
+use crate::ingest::batch_keys::Answered;
 use crate::log::record::Position;
 use crate::machine::{Machine, State};
 use crate::time::{Tier, Timestamp};
@@ -38,9 +39,17 @@ struct Signs {
 
 enum Work {
     Frame(Frame),
-    Checkpoint(Box<State>, Vec<u128>, Timestamp),
+    Checkpoint(Box<Checkpoint>),
     Flush(Sender<()>),
     Free(Vec<Arc<ClosedMinute>>),
+}
+
+struct Checkpoint {
+    state: State,
+    gone_keys: Vec<u128>,
+    /// When the index on disk has to be written anew.
+    all_keys: Option<Vec<(u128, Answered)>>,
+    now: Timestamp,
 }
 
 /// What the thread has done.
@@ -74,10 +83,13 @@ impl HistoryWriter {
     ///
     /// # Errors
     /// When the operating system has none.
-    pub fn start(keeper: Keeper, machine: &Machine) -> std::io::Result<Self> {
+    pub fn start(mut keeper: Keeper, machine: &Machine) -> std::io::Result<Self> {
+        let (written, written_to) = keeper.written(machine);
+        let waiting = keeper.waiting.take().map(|w| w.frames).unwrap_or_default();
         let (work, works) = channel();
         let (sender, done) = channel();
-        let signs = Arc::new(Signs::default());
+        // What a start found no room for is tried again first of all.
+        let signs = Arc::new(Signs { no_room: AtomicBool::new(!waiting.is_empty()), ending: AtomicBool::new(false) });
         let mut writer = Self {
             index: keeper.index.clone(),
             keep_minutes_ms: keeper.keep_minutes_ms,
@@ -85,15 +97,18 @@ impl HistoryWriter {
             snapshot_every_ms: keeper.snapshot_every_ms,
             last_snapshot: keeper.last_snapshot,
             checkpointing: false,
-            written: machine.position,
-            written_to: machine.history_to(),
-            leaving: 0,
-            work: Some(work),
+            written,
+            written_to,
+            leaving: waiting.iter().map(|frame| frame.closed.len()).sum(),
+            work: Some(work.clone()),
             done,
             thread: None,
             signs: Arc::clone(&signs),
         };
         let thread = Thread { keeper, done: sender, signs, gone_keys: Vec::new() };
+        for frame in waiting {
+            work.send(Work::Frame(frame)).expect("its receiver is here");
+        }
         writer.thread = Some(std::thread::Builder::new().name("history".to_owned()).spawn(move || thread.run(&works))?);
         Ok(writer)
     }
@@ -192,8 +207,8 @@ impl HistoryWriter {
     /// What the thread could not write.
     pub fn checkpoint(&mut self, machine: &mut Machine, now: Timestamp) -> Result<(), Error> {
         (self.checkpointing, self.last_snapshot) = (true, now);
-        let gone = machine.keys.sweep(now);
-        self.send(Work::Checkpoint(Box::new(machine.state()), gone, now))
+        let (gone_keys, all_keys) = (machine.keys.sweep(now), all_keys(&self.index, machine));
+        self.send(Work::Checkpoint(Box::new(Checkpoint { state: machine.state(), gone_keys, all_keys, now })))
     }
 
     /// Waits for the end of everything that was handed on, and ends the thread; `false` when there was no room for all of it.
@@ -275,8 +290,8 @@ impl Thread {
                     let to = frame.closed_to.filter(|_| wrote).map_or(Timestamp(0), |c| c.1);
                     drop(self.done.send(Done::Written(frame.position, to, frame.closed)));
                 }
-                Work::Checkpoint(state, gone, now) => {
-                    self.checkpoint(&state, gone, now)?;
+                Work::Checkpoint(checkpoint) => {
+                    self.checkpoint(*checkpoint)?;
                     drop(self.done.send(Done::Checkpointed));
                 }
                 Work::Flush(reply) => drop(reply.send(())),
@@ -309,11 +324,12 @@ impl Thread {
         }
     }
 
-    /// A checkpoint that finds no room is left to the next one: the log has all.
-    fn checkpoint(&mut self, state: &State, gone: Vec<u128>, now: Timestamp) -> Result<(), Error> {
-        self.gone_keys.extend(gone);
-        match self.keeper.write_checkpoint(state, &self.gone_keys, now) {
+    /// A checkpoint that finds no room, or no index, is left to the next one: the log has all.
+    fn checkpoint(&mut self, Checkpoint { state, gone_keys, all_keys, now }: Checkpoint) -> Result<(), Error> {
+        self.gone_keys.extend(gone_keys);
+        match self.keeper.write_checkpoint(&state, &self.gone_keys, all_keys, now) {
             Err(error) if error.is_no_room() => warn!(%error, "there is no room for a snapshot"),
+            Err(error) if error.is_index() => warn!(%error, "no snapshot: the index goes on in memory and is written anew with the next one"),
             done => {
                 done?;
                 self.gone_keys.clear();

@@ -4,7 +4,7 @@
 //! Groups form by themselves: while one is being synced the next gathers; two commits are at least 2 ms apart. A frame is written and synced, then answered, then taken in: what
 //! finds no room on the disk has not happened.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -178,6 +178,8 @@ pub struct Engine {
     no_room_since: Option<Instant>,
     /// Endpoints whose totals history is still to complete: it had no room.
     uncounted: Vec<EndpointId>,
+    /// What is decided before anything else is taken in, as soon as there is room for it.
+    first: VecDeque<Command>,
 }
 
 /// Makes an engine and the way to it; [`Engine::run`] is to be given a thread.
@@ -188,7 +190,7 @@ pub struct Engine {
 pub fn engine(
     machine: Machine,
     log: Log,
-    keeper: Keeper,
+    mut keeper: Keeper,
     clock: Arc<Clock>,
     waiting_max: usize,
     free_bytes_min: u64,
@@ -203,6 +205,7 @@ pub fn engine(
     known.set_critical(critical_of(machine.judge.promises()), machine.critical_from(EndpointId(0)));
     let (sender, inputs) = sync_channel(waiting_max + BESIDE_MAX);
     let (reader, data_dir) = (keeper.reader(), keeper.data_dir.clone());
+    let uncounted = keeper.waiting.as_mut().map(|w| std::mem::take(&mut w.uncounted)).unwrap_or_default();
     let history = HistoryWriter::start(keeper, &machine)?;
     let engine = Engine {
         machine,
@@ -223,7 +226,8 @@ pub fn engine(
         last_disk_look: Timestamp(0),
         data_dir,
         no_room_since: None,
-        uncounted: Vec::new(),
+        uncounted,
+        first: VecDeque::new(),
     };
     Ok((engine, Handle { inputs: sender }))
 }
@@ -234,12 +238,19 @@ fn now_instant() -> Instant {
 }
 
 impl Engine {
+    /// It with something that is to be decided before anything else: at once, or when there is room on the disk. Until then it answers whoever looks, and takes nothing in.
+    #[must_use]
+    pub fn beginning_with(self, commands: impl IntoIterator<Item = Command>) -> Self {
+        Self { first: commands.into_iter().collect(), ..self }
+    }
+
     /// Runs until it is told to stop, or cannot write: then the process must end, because what is on disk is unknown.
     ///
     /// # Errors
     /// What could not be written.
     pub fn run(mut self) -> Result<(), disk::Error> {
         loop {
+            self.begin()?;
             let input = self.inputs.recv_timeout(self.until_due());
             let stop = match input {
                 Ok(Input::Batch(first)) => self.group(first)?,
@@ -262,6 +273,18 @@ impl Engine {
         }
     }
 
+    fn begin(&mut self) -> Result<(), disk::Error> {
+        while let Some(command) = self.first.front().filter(|_| self.no_room_since.is_none() && !self.history.waits_for_room()) {
+            match self.machine.judge.decide(command.clone()) {
+                Ok(record) if !self.record(&record.clone().into())? => break,
+                Ok(_) => {}
+                Err(refusal) => error!(%refusal, "what was to be recorded first was refused"),
+            }
+            self.first.pop_front();
+        }
+        Ok(())
+    }
+
     /// No slot is closed early: a restart raises no alarm.
     fn end(mut self) -> Result<(), disk::Error> {
         self.machine.settle();
@@ -279,7 +302,7 @@ impl Engine {
 
     /// Whether the log, or history behind it, found no room on the disk a moment ago.
     fn has_no_room(&self) -> bool {
-        self.no_room_since.is_some() || self.history.waits_for_room()
+        self.no_room_since.is_some() || self.history.waits_for_room() || !self.first.is_empty()
     }
 
     fn until_due(&self) -> Duration {
@@ -321,13 +344,15 @@ impl Engine {
                 look(&self.machine, &self.history);
             }
             Input::Stop => return Ok(true),
+            // Without an answer: it was not decided.
+            Input::Decide(..) if !self.first.is_empty() => {}
             Input::Decide(command, reply) => {
                 self.machine.settle();
                 let decided = self.machine.judge.decide(command);
                 if let Ok(record) = &decided
                     && !self.record(&record.clone().into())?
                 {
-                    // Without an answer: it was not decided.
+                    // As above.
                     return Ok(false);
                 }
                 // Whoever asked may have gone away; it stands all the same.
@@ -339,8 +364,8 @@ impl Engine {
 
     /// Commits a group of batches as one frame. A key that comes twice in it waits for the first to be on disk, then repeats its answer.
     fn commit_batches(&mut self, group: Vec<Submission>) -> Result<(), disk::Error> {
-        if self.history.waits_for_room() {
-            // The log may have room; what follows from it has none.
+        if self.history.waits_for_room() || !self.first.is_empty() {
+            // The log may have room; what follows from it, or comes before it, has none.
             refuse(group.into_iter().map(|s| s.reply));
             return Ok(());
         }
@@ -456,7 +481,7 @@ impl Engine {
             self.known.add_critical(self.machine.critical_from(first_new));
         }
         keep_said(&self.history.index, position, delta, &effects)?;
-        let frame = Frame::of(&self.machine, position, delta, &effects);
+        let frame = Frame::of(position, delta, &effects);
         self.history.keep(&mut self.machine, frame)?;
         self.uncounted.extend(effects.made_critical);
         self.complete_totals()?;

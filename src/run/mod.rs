@@ -9,6 +9,7 @@ pub mod live;
 pub mod memory;
 pub mod recording;
 pub mod recovery;
+pub mod repair;
 pub mod replay;
 pub mod serve;
 pub mod tasks;

@@ -72,7 +72,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
         warn!(log = log.next().0, snapshot = position.0, "the log ends before the newest snapshot: it goes on behind it, with a gap");
         log.skip_to(position.next())?;
     }
-    let index = open_index(data_dir, now)?;
+    let index = open_index(data_dir, now);
     let files = Files::open(data_dir)?;
     let mut keeper = Keeper {
         data_dir: data_dir.to_owned(),
@@ -85,10 +85,11 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
         last_snapshot: now,
         last_sweep: Timestamp(0),
         dated: None,
+        waiting: None,
     };
     let restored = match newest {
-        Some((position, bytes)) if keeper.index.applied()? >= position => {
-            let keys = keeper.index.keys()?;
+        Some((position, bytes)) if keeper.index.applied() >= position => {
+            let keys = keeper.index.take_keys();
             Machine::restore(&bytes, position, keys, limits)
         }
         _ => None,
@@ -100,8 +101,11 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
                 let frame = frame?;
                 let delta = Delta::from_frame(&frame)?;
                 let effects = machine.apply(frame.position, &delta);
-                keeper.keep(&machine, frame.position, &delta, &effects)?;
-                complete_totals(&keeper.index, &keeper.reader(), &mut machine, &effects.made_critical)?;
+                keeper.keep_or_wait(&mut machine, frame.position, &delta, &effects)?;
+                match &mut keeper.waiting {
+                    Some(waiting) => waiting.uncounted.extend(effects.made_critical),
+                    None => complete_totals(&keeper.index, &keeper.reader(), &mut machine, &effects.made_critical)?,
+                }
             }
             machine
         }
@@ -110,16 +114,22 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
     Ok(Opened { machine, log, keeper, torn, lock })
 }
 
-/// Opens the index; one that cannot be opened is set aside. sled is known to panic on some damage, so it is opened behind a guard.
-fn open_index(data_dir: &Path, now: Timestamp) -> Result<Index, Error> {
-    let try_open = || std::panic::catch_unwind(|| Index::open(data_dir).and_then(|s| s.check().map(|()| s)));
-    match try_open() {
-        Ok(Ok(index)) => return Ok(index),
-        Ok(Err(error)) => warn!(%error, "the index cannot be opened and is set aside"),
-        Err(_) => warn!("the index panicked while it was opened and is set aside"),
+/// Opens the index; one that cannot be opened is set aside, and what cannot be written for now is in memory. So it never stands in the way of a start.
+fn open_index(data_dir: &Path, now: Timestamp) -> Index {
+    let error = match Index::open(data_dir) {
+        Ok(index) => return index,
+        Err(error) => error,
+    };
+    if error.is_no_room() {
+        warn!(%error, "there is no room to open the index: it is built again in memory");
+        return Index::in_memory(data_dir);
     }
-    index::set_aside(data_dir, now).map_err(file::io_error("cannot rename", &index::folder(data_dir)))?;
-    Ok(Index::open(data_dir)?)
+    warn!(%error, "the index cannot be opened and is set aside");
+    let anew = index::set_aside(data_dir, now).map_err(|e| e.to_string()).and_then(|_| Index::open(data_dir).map_err(|e| e.to_string()));
+    anew.unwrap_or_else(|error| {
+        warn!(error, "no other index can be made: it is built again in memory");
+        Index::in_memory(data_dir)
+    })
 }
 
 /// Removes what can be built again.
@@ -138,18 +148,16 @@ impl Keeper {
     fn rebuild(&mut self, limits: Limits, is_old: bool, now: Timestamp) -> Result<Machine, Error> {
         if is_old {
             info!("building the index and the state again from log and history");
-            if self.index.applied()? > Position(0) {
-                // It is sound, and belongs to a snapshot that is not there: a crash before the first one, or one of another version.
-                let aside = index::set_aside(&self.data_dir, now).map_err(file::io_error("cannot rename", &index::folder(&self.data_dir)))?;
-                self.index = Index::open(&self.data_dir)?;
-                fs::remove_dir_all(&aside).map_err(file::io_error("cannot remove", &aside))?;
+            if self.index.applied() > Position(0) {
+                // It is sound, and belongs to a snapshot that is not there: a crash before the first one, or one of another version. The first checkpoint writes it anew.
+                self.index = Index::in_memory(&self.data_dir);
             }
         }
         self.files.cut_torn()?;
         let reader = self.reader();
         for tier in Tier::ALL {
             for block in reader.blocks(tier)?.iter().filter(|b| b.period >= self.kept_from(tier, now)) {
-                self.index.put_block(block)?;
+                self.index.put_block(block);
             }
         }
         let mut machine = Machine::new(Promises::none(15_000), limits);
@@ -166,7 +174,7 @@ impl Keeper {
                 // Its counts are long in history.
                 (effects.closed, effects.closed_to) = (Vec::new(), None);
             }
-            self.keep(&machine, frame.position, &delta, &effects)?;
+            self.keep_or_wait(&mut machine, frame.position, &delta, &effects)?;
         }
         let mut failed = None;
         machine.finish_rebuild(|machine| failed = self.count_the_past(machine).err());
@@ -178,14 +186,14 @@ impl Keeper {
 
     /// Sums and totals from history: each stretch from the finest tier that judging needs, or the coarsest that is closed.
     fn count_the_past(&self, machine: &mut Machine) -> Result<(), Error> {
-        let (reader, end) = (self.reader(), machine.history_to());
-        let all = |tier: Tier, from: Timestamp, to: Timestamp| self.index.blocks(tier, from, to);
+        let (reader, (named_to, end)) = (self.reader(), self.written(machine));
+        let all = |tier: Tier, from: Timestamp, to: Timestamp| self.index.blocks(tier, from, to).into_iter().filter(|b| b.name <= named_to);
         // Rings of windows reach back 3 days and more; minutes are kept for longer.
         let promised = || machine.judge.promises().endpoints.iter().flat_map(|e| &e.promises);
         let longest_ms = |slots: fn(&Promise) -> u32| promised().map(slots).max().map_or(0, |s| i64::from(s) * SLOT_MS);
         let (windows_ms, period_ms) = (longest_ms(Promise::longest_slots), longest_ms(|p| p.period_slots));
         let minutes_from = Tier::Hour.period_of(Timestamp((end.0 - windows_ms - 3_600_000).max(0)));
-        for block in all(Tier::Minute, minutes_from, end)? {
+        for block in all(Tier::Minute, minutes_from, end) {
             let first = Slot::containing(block.period);
             for row in reader.rows_where(&block, |id| machine.judge.has_rules(id))? {
                 for (offset, cell) in &row.slots {
@@ -193,12 +201,12 @@ impl Keeper {
                 }
             }
         }
-        for block in all(Tier::Hour, Tier::Hour.period_of(Timestamp((end.0 - period_ms - 3_600_000).max(0))), minutes_from)? {
+        for block in all(Tier::Hour, Tier::Hour.period_of(Timestamp((end.0 - period_ms - 3_600_000).max(0))), minutes_from) {
             for row in reader.rows_where(&block, |id| machine.judge.has_rules(id))? {
                 machine.judge.count_past_hour(row.endpoint, Slot::containing(block.period), &row.cell);
             }
         }
-        visit_past(&self.index, &reader, end, &Wanted::All, |row| {
+        visit_past(&self.index, &reader, (named_to, end), &Wanted::All, |row| {
             if let Some(total) = machine.totals.get_mut(row.endpoint.0 as usize) {
                 total.add_cell(&row.cell);
             }
@@ -206,11 +214,11 @@ impl Keeper {
     }
 }
 
-/// Every row of the past once, of the coarsest tier that has it; row by row, because a block of all endpoints is hundreds of megabytes in memory.
-fn visit_past(index: &Index, reader: &Reader, end: Timestamp, wanted: &Wanted, mut visit: impl FnMut(&Row)) -> Result<(), Error> {
+/// Every row of the past up to a position once, of the coarsest tier that has it; row by row, because a block of all endpoints is hundreds of megabytes in memory.
+fn visit_past(index: &Index, reader: &Reader, (named_to, end): (Position, Timestamp), wanted: &Wanted, mut visit: impl FnMut(&Row)) -> Result<(), Error> {
     let (day, hour, mut reading) = (Tier::Day.period_of(end), Tier::Hour.period_of(end), reader.begin());
     for (tier, from, to) in [(Tier::Day, Timestamp(0), day), (Tier::Hour, day, hour), (Tier::Minute, hour, end)] {
-        for block in index.blocks(tier, from, to)? {
+        for block in index.blocks(tier, from, to).into_iter().filter(|b| b.name <= named_to) {
             reading.each_row(&block, wanted, |row| visit(&row))?;
         }
     }
@@ -223,7 +231,7 @@ pub(super) fn complete_totals(index: &Index, reader: &Reader, machine: &mut Mach
     if past.is_empty() {
         return Ok(());
     }
-    visit_past(index, reader, machine.history_to(), &Wanted::These(made_critical.to_vec()), |row| {
+    visit_past(index, reader, (machine.position, machine.history_to()), &Wanted::These(made_critical.to_vec()), |row| {
         if let Some(cell) = past.get_mut(&row.endpoint) {
             cell.merge(&row.cell);
         }

@@ -33,6 +33,7 @@ use crate::ingest::known::KnownEndpoints;
 use crate::ingest::memory::Memory;
 use crate::ingest::waiting::Waiting;
 use crate::judge::{self, Command, Promises, Record};
+use crate::machine::Machine;
 use crate::notify::{LaneStatus, Lanes, Target};
 use crate::show::guard::Peer;
 use crate::show::queries::Queries;
@@ -126,8 +127,8 @@ pub fn serve(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
 async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     let targets = targets(config)?;
     let (opened, clock) = open(config)?;
-    let (owed, before) = (opened.machine.judge.outbox().to_vec(), opened.machine.judge.promises().clone());
-    let is_new = opened.machine.position.0 == 0;
+    let owed = opened.machine.judge.outbox().to_vec();
+    let first = first_of_all(&opened.machine, &clock, &config.promises);
     let (refusals, disk_full, gauges) = (Arc::new(Refusals::default()), Arc::new(AtomicBool::new(false)), Arc::new(Gauges::default()));
     let known = Arc::new(KnownEndpoints::default());
     let memory = Arc::new(Memory::new(ceiling_bytes(config.memory)));
@@ -152,9 +153,12 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     )
     .map_err(Error::System)?;
     let (ended, mut engine_end) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || drop(ended.send(engine.run()))).map_err(Error::System)?;
-    decide(&handle, Command::Start(clock.now())).await?;
-    configure(&handle, &clock, &before, &config.promises, is_new).await?;
+    let thread =
+        std::thread::Builder::new().name("engine".to_owned()).spawn(move || drop(ended.send(engine.beginning_with(first).run()))).map_err(Error::System)?;
+    // By then the first is recorded, or there is no room for it yet.
+    if handle.look(|_, _| ()).await.is_err() {
+        return Err(Error::Engine(ended_as(engine_end.await).err().unwrap_or_else(|| "it went away".to_owned())));
+    }
 
     let tasks = Tasks::default();
     let lanes: SharedLanes = Arc::new(Mutex::new(Some(start_lanes(targets, &clock, &tasks, &handle))));
@@ -254,10 +258,12 @@ async fn decide(handle: &Handle, command: Command) -> Result<(), Error> {
     }
 }
 
-/// Records what is owed from now on, if it is not what was owed before.
-async fn configure(handle: &Handle, clock: &Clock, before: &Promises, promises: &Promises, is_new: bool) -> Result<(), Error> {
-    let same = promises.clone().dated(before, None) == *before;
-    if same && !is_new { Ok(()) } else { decide(handle, Command::Configure(clock.now(), promises.clone())).await }
+/// What is recorded at a start: that there was one, and what is owed from now on, if it is not what was owed before.
+fn first_of_all(machine: &Machine, clock: &Clock, promises: &Promises) -> Vec<Command> {
+    let before = machine.judge.promises();
+    let same = promises.clone().dated(before, None) == **before && machine.position.0 > 0;
+    let configure = (!same).then(|| Command::Configure(clock.now(), promises.clone()));
+    [Command::Start(clock.now())].into_iter().chain(configure).collect()
 }
 
 fn start_lanes(targets: Vec<(String, Target)>, clock: &Arc<Clock>, tasks: &Tasks, handle: &Handle) -> Lanes {

@@ -20,6 +20,7 @@ use crate::counting::Cell;
 use crate::endpoint::EndpointId;
 use crate::histogram::quantile::Quantile;
 use crate::history::closed_periods::Wanted;
+use crate::history::losses;
 use crate::history::query::{self, Taken};
 use crate::history::sum::Sum;
 use crate::history::totals::Sums;
@@ -142,23 +143,42 @@ async fn taken(site: &Site, question: &Question, range: TimeRange) -> Result<Tak
     Err(super::stopping())
 }
 
-/// What is told of each stretch.
+/// An answer, with where it lacks what a repair could not bring back.
+fn with_incomplete(mut answer: Value, incomplete: &[TimeRange]) -> Value {
+    if !incomplete.is_empty() {
+        answer["incomplete"] = incomplete.iter().map(|r| json!({"from": r.from, "to": r.to})).collect();
+    }
+    answer
+}
+
+/// Where anything at all is missing for good, for answers about all that ever was.
+async fn ever_incomplete(site: &Site) -> Result<Vec<TimeRange>, Refusal> {
+    let reader = site.reader.clone();
+    let losses = tokio::task::spawn_blocking(move || reader.losses()).await.map_err(|e| broken(&e))?.map_err(|e| broken(&e))?;
+    Ok(losses::joined(losses.iter().map(|l| TimeRange { from: l.from, to: l.to }).collect()))
+}
+
+/// What is told of each stretch, and where something is missing.
 async fn answers<T: Send + 'static>(
     site: &Site,
     question: &Question,
     stretches: Vec<TimeRange>,
     sum: Sum,
     mut tell: impl FnMut(TimeRange, &Cell) -> Option<T> + Send + 'static,
-) -> Result<Vec<T>, Refusal> {
-    let (Some(first), Some(last)) = (stretches.first(), stretches.last()) else { return Ok(Vec::new()) };
+) -> Result<(Vec<T>, Vec<TimeRange>), Refusal> {
+    let (Some(first), Some(last)) = (stretches.first(), stretches.last()) else { return Ok(Default::default()) };
     let running = site.queries.begin().await?;
     let taken = taken(site, question, TimeRange { from: first.from, to: last.to }).await?;
     let reader = site.reader.clone();
     let read = tokio::task::spawn_blocking(move || {
         // It runs to its end, also when whoever asked has gone.
         let _running = running;
-        let mut told = Vec::new();
-        taken.read(&reader, &stretches, sum, |range, cell| told.extend(tell(range, cell))).map(|()| told)
+        let (losses, mut told, mut incomplete) = (reader.losses()?, Vec::new(), Vec::new());
+        taken.read(&reader, &stretches, sum, |range, cell| {
+            told.extend(tell(range, cell));
+            incomplete.extend(taken.incomplete(&losses, range));
+        })?;
+        Ok::<_, query::Error>((told, losses::joined(incomplete)))
     });
     read.await.map_err(|e| broken(&e))?.map_err(|e| broken(&e))
 }
@@ -183,7 +203,7 @@ async fn quantiles(State(site): State<Arc<Site>>, Query(question): Query<Questio
         Some(other) => return Err(bad(format!("outcome: `{other}` is neither ok nor failed"))),
     };
     let stretches = question.stretches(site.now())?;
-    let points: Vec<Value> = answers(&site, &question, stretches, Sum::without_thresholds(), move |range, cell| {
+    let (points, incomplete): (Vec<Value>, _) = answers(&site, &question, stretches, Sum::without_thresholds(), move |range, cell| {
         if cell.is_empty() {
             return None;
         }
@@ -196,7 +216,7 @@ async fn quantiles(State(site): State<Arc<Site>>, Query(question): Query<Questio
         Some(json!({"from": range.from, "to": range.to, "count": histogram.count(), "failures": cell.failures().weight, "values": values}))
     })
     .await?;
-    Ok(Json(json!({"points": points})))
+    Ok(Json(with_incomplete(json!({"points": points}), &incomplete)))
 }
 
 async fn counts(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
@@ -221,7 +241,8 @@ async fn counts(State(site): State<Arc<Site>>, Query(question): Query<Question>)
             json!({"from": range.from, "to": range.to, "good_low": good, "good_high": good + unsure, "total": total})
         })
     });
-    Ok(Json(counts.await?.pop().unwrap_or_default()))
+    let (mut counts, incomplete) = counts.await?;
+    Ok(Json(with_incomplete(counts.pop().unwrap_or_default(), &incomplete)))
 }
 
 async fn endpoints(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
@@ -234,7 +255,7 @@ async fn endpoints(State(site): State<Arc<Site>>, Query(question): Query<Questio
         let ids = ids.to_vec();
         list.extend(site.look(move |scene| ids.into_iter().filter_map(|id| listed(scene, id)).collect::<Vec<_>>()).await?);
     }
-    Ok(Json(json!({"endpoints": list})))
+    Ok(Json(with_incomplete(json!({"endpoints": list}), &ever_incomplete(&site).await?)))
 }
 
 /// What an endpoint in a list is taken to need.
@@ -273,7 +294,7 @@ fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {
 async fn objectives(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let chosen = question.chosen(&site).await?;
     let list = site.look(move |scene| scene.machine.judge.objectives().filter(|o| chosen.contains(o.endpoint)).collect::<Vec<_>>()).await?;
-    Ok(Json(json!({"objectives": list})))
+    Ok(Json(with_incomplete(json!({"objectives": list}), &ever_incomplete(&site).await?)))
 }
 
 async fn incidents(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {

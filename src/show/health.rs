@@ -1,4 +1,6 @@
-//! `/livez` and `/readyz`: whether the process runs, and whether it takes timings.
+//! `/livez` and `/readyz`: whether the process runs, and whether it answers.
+//!
+//! A full disk leaves it ready: it answers questions, and says 507 to each batch. A 503 would send away those who ask, and a restart frees no room.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,6 +21,7 @@ async fn ready(State(site): State<Arc<Site>>) -> (StatusCode, &'static str) {
         return (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or stopping\n");
     }
     match site.look(|_| ()).await {
+        Ok(()) if site.ingest.disk_full.load(Ordering::Relaxed) => (StatusCode::OK, "ok, but the disk is full: timings are answered 507 until there is room\n"),
         Ok(()) => (StatusCode::OK, "ok\n"),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "not ready: overloaded or stopping\n"),
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use slowburn::counting::{Cell, Outcome, Span, Tally};
 use slowburn::endpoint::{EndpointId, EndpointKey};
@@ -22,6 +23,7 @@ use slowburn::run::verify;
 use slowburn::time::{Slot, TimeRange, Timestamp};
 
 use crate::common::{Chance, DAY, HOUR, LIMITS, MINUTE, promises};
+use crate::server::wait_until;
 
 /// Three minutes before a day ends, so that minutes, hours and days close soon.
 pub const START: i64 = 1_767_571_200_000 - 3 * MINUTE;
@@ -97,8 +99,14 @@ pub struct DataDir {
     pub states: Option<BTreeMap<Position, u64>>,
 }
 
+/// Tests beside this one start processes, and each has the locks of this one until it becomes another program.
+fn unlocked<T>(mut attempt: impl FnMut() -> Result<T, disk::Error>) -> Result<T, disk::Error> {
+    let found = wait_until(Duration::from_secs(10), || Some(attempt()).filter(|a| !matches!(a, Err(disk::Error::Locked { .. }))));
+    found.unwrap_or_else(attempt)
+}
+
 pub fn open(dir: &Path, now: Timestamp) -> Result<Opened, disk::Error> {
-    let mut opened = recovery::open(dir, LIMITS, RETENTION, now, false)?;
+    let mut opened = unlocked(|| recovery::open(dir, LIMITS, RETENTION, now, false))?;
     opened.log = opened.log.in_segments_of(SEGMENT_BYTES);
     Ok(opened)
 }
@@ -158,7 +166,7 @@ impl DataDir {
 
     pub fn keep(&mut self) -> Result<(), disk::Error> {
         for (position, delta, effects) in std::mem::take(&mut self.staged) {
-            self.opened.keeper.keep(&self.opened.machine, position, &delta, &effects)?;
+            self.opened.keeper.keep(position, &delta, &effects)?;
         }
         Ok(())
     }
@@ -223,5 +231,5 @@ pub fn sum<'a>(batches: impl IntoIterator<Item = &'a Batch>) -> Counts {
 
 /// What `slowburn verify` finds wrong.
 pub fn wrong(dir: &Path) -> Vec<String> {
-    verify::verify(dir).unwrap().wrong
+    unlocked(|| verify::verify(dir)).unwrap().wrong
 }

@@ -145,6 +145,8 @@ impl Disk {
                 self.change_name(NameChange::Rename(from, path.clone(), inode));
             }
             Operation::Remove => self.change_name(NameChange::Unlink(path.clone())),
+            // The index is a view: what sled has written is no part of this disk.
+            Operation::IndexWrite => {}
         }
     }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
+use slowburn::run::repair;
 use slowburn::time::Timestamp;
 
-use crate::common::{Chance, DAY, HOUR, MINUTE, Server, copy, folder};
+use crate::common::{Chance, DAY, HOUR, LIMITS, MINUTE, Server, copy, folder};
 use crate::data_dir::{DataDir, RETENTION, SEGMENT_BYTES, batch, wrong};
 use crate::extent;
 
@@ -164,4 +165,81 @@ fn one_flipped_bit_is_detected_or_repaired_and_never_another_answer() {
         println!("flipped bit: {each} in {kind}: {outcomes:?}");
         assert!(outcomes.same + outcomes.refused + outcomes.error_answers + outcomes.torn == each);
     }
+}
+
+#[derive(Debug, Default)]
+struct Repaired {
+    needed: u64,
+    without_index: u64,
+    marks: u64,
+    from_log: u64,
+    from_finer: u64,
+    cut: u64,
+    unknown: u64,
+    all_as_before: u64,
+    answers_incomplete: u64,
+}
+
+/// Without losses every answer is as before; with losses each that is not says that it is incomplete.
+#[test]
+fn damaged_history_is_repaired_and_what_is_lost_is_said_in_the_answers() {
+    let mut chance = Chance::seeded("repair", 5);
+    let dir = folder();
+    let now = build(dir.path(), &mut chance);
+    let undamaged = {
+        let copied = folder();
+        copy(dir.path(), copied.path());
+        start_and_ask(copied.path(), now).unwrap()
+    };
+    let paths: Vec<PathBuf> = files(&dir.path().join("history")).into_iter().filter(|p| fs::metadata(p).unwrap().len() > 0).collect();
+    let mut seen = Repaired::default();
+    let rounds = extent(60, 1_000);
+    for number in 0..rounds {
+        let damaged = folder();
+        copy(dir.path(), damaged.path());
+        let mut flipped = Vec::new();
+        for _ in 0..=chance.below(3) {
+            let target = damaged.path().join(paths[chance.below(paths.len() as u64) as usize].strip_prefix(dir.path()).unwrap());
+            let mut bytes = fs::read(&target).unwrap();
+            let (at, bit) = (chance.below(bytes.len() as u64), chance.below(8));
+            bytes[at as usize] ^= 1 << bit;
+            fs::write(&target, &bytes).unwrap();
+            flipped.push((target, at, bit));
+        }
+        let what = format!("round {number}: {flipped:?}");
+        if number % 3 == 0 {
+            seen.without_index += 1;
+            fs::remove_dir_all(damaged.path().join("index")).unwrap();
+        }
+        let before: BTreeMap<PathBuf, Vec<u8>> = files(&damaged.path().join("history")).into_iter().map(|p| (p.clone(), fs::read(p).unwrap())).collect();
+        let repair = repair::look(damaged.path()).unwrap();
+        assert!(before.iter().all(|(path, bytes)| fs::read(path).unwrap() == *bytes), "{what}: looking changes nothing");
+        let lines = repair.lines().join("\n");
+        let aside = if repair.is_needed() { repair.run(LIMITS, RETENTION, now).unwrap() } else { Vec::new() };
+        for path in &aside {
+            // Under its old name, to the last byte.
+            assert!(before.iter().any(|(p, b)| path.to_str().unwrap().starts_with(p.to_str().unwrap()) && fs::read(path).unwrap() == *b), "{what}");
+        }
+        let lost = repair.losses().count();
+        seen.needed += u64::from(repair.is_needed());
+        seen.marks += u64::from(lines.contains("damaged marks") && !lines.contains(" 0 damaged marks"));
+        seen.from_log += u64::from(lines.contains("from the log"));
+        seen.from_finer += u64::from(lines.contains("rolled up again"));
+        seen.cut += u64::from(lines.contains("keeps its rows"));
+        seen.unknown += u64::from(lines.contains("of any endpoint"));
+        assert_eq!(wrong(damaged.path()), Vec::<String>::new(), "{what}\n{lines}");
+        let answers = start_and_ask(damaged.path(), now).unwrap_or_else(|e| panic!("{what}: {e}\n{lines}"));
+        let mut as_before = true;
+        for (is, was) in answers.iter().zip(&undamaged) {
+            assert!(is.1, "{what}: {is:?}\n{lines}");
+            let says_so = is.2.contains("\"incomplete\"");
+            assert!(is == was || (says_so && lost > 0), "{what}: {is:?}\nwas {was:?}\n{lines}");
+            as_before &= is == was;
+            seen.answers_incomplete += u64::from(says_so);
+        }
+        seen.all_as_before += u64::from(as_before);
+        assert!(!repair::look(damaged.path()).unwrap().is_needed(), "{what}: repaired once is repaired");
+    }
+    println!("repair: {rounds} times 1 to 3 flipped bits of history, {seen:?}");
+    assert!(seen.needed > rounds / 2 && seen.from_log > 0 && seen.from_finer > 0 && seen.cut > 0 && seen.answers_incomplete > 0, "{seen:?}");
 }

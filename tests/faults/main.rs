@@ -26,6 +26,7 @@ mod flipped_bit;
 mod full_disk;
 mod nth_failure;
 mod power_cut;
+mod repair_command;
 mod simulated_log;
 
 /// So many in short, so many in full.
