@@ -125,7 +125,7 @@ impl Reader {
             for (i, (_, path)) in all.iter().enumerate() {
                 let file = File::open(path).map_err(io_error("cannot open", path))?;
                 let mut blocks = Vec::new();
-                let scan = scan_file(path, &file, |directory, offset| blocks.push(directory.block(tier, offset)))?;
+                let scan = scan_file(path, &file, |directory, offset| blocks.push(directory.block(tier, offset)))?.followed(i + 1 < all.len());
                 let torn = scan.torn.filter(|_| i + 1 < all.len());
                 wrong.extend(scan.damaged.or(torn).map(|offset| Error::Damaged { path: path.clone(), offset }));
                 if scan.bad_marks > 0 {
@@ -154,6 +154,19 @@ pub(super) struct Scan {
     pub(super) unreadable: Vec<u64>,
     /// Marks that cannot be read, with something readable right behind them: no frame is that short, so nothing is lost.
     pub(super) bad_marks: usize,
+    /// Whether all that is torn is as long as a mark, at the end: in a file that others follow it was one.
+    pub(super) torn_is_mark: bool,
+}
+
+impl Scan {
+    /// As a scan of a file that others follow.
+    pub(super) fn followed(mut self, is_followed: bool) -> Self {
+        if is_followed && self.torn_is_mark {
+            self.torn = None;
+            self.bad_marks += 1;
+        }
+        self
+    }
 }
 
 /// Visits each frame's directory and place, past what cannot be read.
@@ -185,6 +198,7 @@ pub(super) fn scan_file(path: &Path, file: &File, mut visit: impl FnMut(&Directo
             at = next;
         }
     }
+    scan.torn_is_mark = len >= MARK_BYTES as u64 && stretches == [len - MARK_BYTES as u64];
     Ok(scan)
 }
 

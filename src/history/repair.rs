@@ -77,10 +77,14 @@ pub fn plan(data_dir: &Path, index: Option<&Index>, in_log: Option<InLog>) -> Re
     for tier in Tier::ALL {
         let files = files_of(&dir, tier)?;
         begins[tier as usize] = files.first().map(|f| Timestamp(f.0));
+        let newest = files.last().map(|f| f.0);
         for (start, path) in files {
             let file = File::open(&path).map_err(io_error("cannot open", &path))?;
             let mut found = Vec::new();
-            let scan = scan_file(&path, &file, |directory, offset| found.push((directory.block(tier, offset), directory.end())))?;
+            let scan =
+                scan_file(&path, &file, |directory, offset| found.push((directory.block(tier, offset), directory.end())))?.followed(newest > Some(start));
+            // Behind the newest mark of all the log has it, and the next start cuts it off.
+            let is_torn = scan.torn.is_some() && newest > Some(start);
             let mut reading = reader.begin();
             let mut bad: Vec<Block> = Vec::new();
             for (block, _) in &found {
@@ -88,7 +92,7 @@ pub fn plan(data_dir: &Path, index: Option<&Index>, in_log: Option<InLog>) -> Re
                     bad.push(*block);
                 }
             }
-            if scan.unreadable.is_empty() && scan.bad_marks == 0 && bad.is_empty() {
+            if scan.unreadable.is_empty() && scan.bad_marks == 0 && bad.is_empty() && !is_torn {
                 continue;
             }
             let mut plan = Plan { path, frames: Vec::new(), marks: scan.bad_marks, losses: Vec::new() };

@@ -27,6 +27,10 @@ use slowburn::show::{self, Answer, Look, Scene, Site, Source};
 use slowburn::time::Timestamp;
 use tower::ServiceExt as _;
 
+#[path = "../crash/mod.rs"]
+mod crash;
+use crash::as_a_crash_leaves;
+
 pub const LIMITS: Limits = Limits { per_service: 50, total: 200, marked_critical_per_service: 5 };
 pub const DAY: i64 = 86_400_000;
 pub const HOUR: i64 = 3_600_000;
@@ -234,7 +238,7 @@ impl Server {
 
     /// What a crash at this moment leaves, in another folder; then ends.
     pub fn crash(self, to: &Path) {
-        copy(&self.dir, to);
+        as_a_crash_leaves(&self.dir, to);
         self.stop();
     }
 }

@@ -201,7 +201,9 @@ fn damaged_history_is_repaired_and_what_is_lost_is_said_in_the_answers() {
         for _ in 0..=chance.below(3) {
             let target = damaged.path().join(paths[chance.below(paths.len() as u64) as usize].strip_prefix(dir.path()).unwrap());
             let mut bytes = fs::read(&target).unwrap();
-            let (at, bit) = (chance.below(bytes.len() as u64), chance.below(8));
+            // The last 16 bytes are a mark, and few.
+            let from = if number % 8 == 7 { bytes.len() as u64 - 16 } else { 0 };
+            let (at, bit) = (from + chance.below(bytes.len() as u64 - from), chance.below(8));
             bytes[at as usize] ^= 1 << bit;
             fs::write(&target, &bytes).unwrap();
             flipped.push((target, at, bit));

@@ -1,11 +1,9 @@
 //! The real engine on a real data directory, with a clock that is moved by hand: hours in seconds. A crash is a copy of the directory as it stands.
 
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use slowburn::config::Config;
 use slowburn::endpoint::EndpointId;
@@ -26,6 +24,10 @@ use slowburn::run::live::{self, Gauges, Handle};
 use slowburn::run::recovery;
 use slowburn::time::Timestamp;
 use tempfile::TempDir;
+
+#[path = "../crash/mod.rs"]
+mod crash;
+use crash::as_a_crash_leaves;
 
 /// A running engine.
 pub struct Server {
@@ -125,7 +127,8 @@ impl Server {
 
     /// Goes on from the directory as a killed process would have left it.
     pub fn crash(&mut self) {
-        let copy = as_a_crash_leaves(self.dir.path());
+        let copy = TempDir::new().unwrap();
+        as_a_crash_leaves(self.dir.path(), copy.path());
         self.handle.stop();
         let (handle, known, thread) = launch(copy.path(), &self.clock, &self.config, &self.runtime);
         std::mem::replace(&mut self.thread, thread).join().unwrap();
@@ -149,50 +152,4 @@ impl Server {
         }
         (lines, self.dir)
     }
-}
-
-/// A copy of what a crash would leave at one moment. The engine's threads go on writing, renaming and removing: a copy
-/// during which that happened mixes two moments, and another one is made.
-fn as_a_crash_leaves(dir: &Path) -> TempDir {
-    for _ in 0..100 {
-        let (copy, mut before, mut after) = (TempDir::new().unwrap(), Vec::new(), Vec::new());
-        let copied = list(dir, &mut before).and_then(|()| copy_dir(dir, copy.path())).and_then(|()| list(dir, &mut after));
-        match copied {
-            Ok(()) if before == after => return copy,
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => panic!("{}: {error}", dir.display()),
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("{} did not hold still for one of 100 copies", dir.display());
-}
-
-/// Paths and lengths of all files.
-fn list(dir: &Path, files: &mut Vec<(PathBuf, u64)>) -> std::io::Result<()> {
-    let mut entries = std::fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
-    entries.sort_by_key(std::fs::DirEntry::path);
-    for entry in entries {
-        let about = entry.metadata()?;
-        if about.is_dir() {
-            list(&entry.path(), files)?;
-        } else {
-            files.push((entry.path(), about.len()));
-        }
-    }
-    Ok(())
-}
-
-fn copy_dir(from: &Path, to: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            std::fs::create_dir(&target)?;
-            copy_dir(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
 }
