@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 
 use tracing::{info, warn};
 
@@ -84,6 +85,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
         snapshot_every_ms: 60_000,
         last_snapshot: now,
         last_sweep: Timestamp(0),
+        replayed_bytes: 0,
         dated: None,
     };
     let restored = match newest {
@@ -96,13 +98,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
     let machine = match restored {
         Some(mut machine) => {
             keeper.files.cut_torn()?;
-            for frame in file::Reader::log(data_dir, machine.position.next())? {
-                let frame = frame?;
-                let delta = Delta::from_frame(&frame)?;
-                let effects = machine.apply(frame.position, &delta);
-                keeper.keep(&machine, frame.position, &delta, &effects)?;
-                complete_totals(&keeper.index, &keeper.reader(), &mut machine, &effects.made_critical)?;
-            }
+            keeper.take_in(&mut machine)?;
             machine
         }
         None => keeper.rebuild(limits, log.next() > Position(1), now)?,
@@ -133,7 +129,40 @@ fn forget_views(data_dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Frames that are read ahead of being taken in.
+const READ_AHEAD_MAX: usize = 8;
+
 impl Keeper {
+    /// Takes in what the log has behind the machine's position. Another thread reads and checks it meanwhile.
+    fn take_in(&mut self, machine: &mut Machine) -> Result<(), Error> {
+        let frames = file::Reader::log(&self.data_dir, machine.position.next())?;
+        let reader = self.reader();
+        std::thread::scope(|scope| {
+            // The receiving end goes with this closure: when it ends early, so does the other thread.
+            let (sender, read) = sync_channel(READ_AHEAD_MAX);
+            scope.spawn(move || {
+                for frame in frames {
+                    let delta = frame.map_err(Error::from).and_then(|frame| {
+                        let bytes: u64 = frame.sections.iter().map(|s| s.bytes.len() as u64).sum();
+                        Ok((frame.position, Delta::from_frame(&frame)?, bytes))
+                    });
+                    let is_last = delta.is_err();
+                    if sender.send(delta).is_err() || is_last {
+                        break;
+                    }
+                }
+            });
+            for delta in read {
+                let (position, delta, bytes) = delta?;
+                self.replayed_bytes += bytes;
+                let effects = machine.apply(position, &delta);
+                self.keep(machine, position, &delta, &effects)?;
+                complete_totals(&self.index, &reader, machine, &effects.made_critical)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Builds index and state from what they follow from.
     fn rebuild(&mut self, limits: Limits, is_old: bool, now: Timestamp) -> Result<Machine, Error> {
         if is_old {

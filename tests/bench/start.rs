@@ -12,8 +12,8 @@ use super::{Bench, SEED, config};
 /// Until the kill, at full load; snapshots are further apart, so all of it is read again.
 const LOAD: Duration = Duration::from_secs(10);
 
-/// A store and how busy it was.
-const STORE_BYTES: u64 = 1 << 30;
+/// Half a day at 30 timings a minute for each endpoint takes a gigabyte.
+const STORE_MINUTES: i64 = 720;
 const STORE_TIMINGS_PER_SLOT: usize = 5;
 
 const MIX: Mix = Mix { popularity: Popularity::Zipf, endpoints: 10_000 };
@@ -70,10 +70,10 @@ pub fn start_store(bench: &mut Bench) {
     let batches = MIX.batches(SEED, BATCHES, 1_000);
     let (folder, mut clean_s, mut starts) = (bench.folder("start-store"), Vec::new(), Starts::default());
     let data = folder.join("data");
-    let minutes = store::of_bytes(&data, MIX.endpoints, STORE_TIMINGS_PER_SLOT, STORE_BYTES);
+    store::of_minutes(&data, MIX.endpoints, STORE_TIMINGS_PER_SLOT, STORE_MINUTES);
     let mb = |name: &str| folder_bytes(&data.join(name)) / 1_000_000;
     let parts = ["log", "history", "index", "snapshots"].map(|name| format!("{name} {}", mb(name)));
-    Table::note(&format!("{minutes} minutes of {} endpoints with {STORE_TIMINGS_PER_SLOT} timings a slot, in MB: {}", MIX.endpoints, parts.join(", ")));
+    Table::note(&format!("{STORE_MINUTES} minutes of {} endpoints with {STORE_TIMINGS_PER_SLOT} timings a slot, in MB: {}", MIX.endpoints, parts.join(", ")));
     for _ in 0..bench.rounds {
         let (server, took) = Server::start(&folder, &config(MIX));
         clean_s.push(took.as_secs_f64());

@@ -17,14 +17,13 @@ use slowburn::time::{Slot, Tier, Timestamp};
 
 use super::SEED;
 use super::load::now_ms;
-use super::process::folder_bytes;
 use super::traffic::{Random, Timing};
 
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 3_600_000;
 const SLOTS_PER_MINUTE: u32 = 6;
 
-/// Of a running server this is what stands between two snapshots.
+/// More than of a running server: snapshots in between are not what is measured.
 const MINUTES_PER_SNAPSHOT: i64 = 10;
 
 /// Durations that cells are made of, so that writing a gigabyte is not drawing numbers.
@@ -71,8 +70,8 @@ impl Store {
     }
 }
 
-/// Every endpoint with `timings` in each slot, for so long until a moment ago that the directory holds so many bytes of log, history, snapshots and index. Says how many minutes.
-pub fn of_bytes(data_dir: &Path, endpoints: u32, timings: usize, bytes: u64) -> i64 {
+/// Every endpoint with `timings` in each slot of so many minutes, up to a moment ago.
+pub fn of_minutes(data_dir: &Path, endpoints: u32, timings: usize, minutes: i64) {
     let (mut store, mut random) = (Store::new(data_dir, endpoints), Random(SEED));
     let models: Vec<(u64, Vec<(u16, u64)>)> = (0..MODELS)
         .map(|_| {
@@ -82,10 +81,11 @@ pub fn of_bytes(data_dir: &Path, endpoints: u32, timings: usize, bytes: u64) -> 
             (values.iter().sum(), cell.passed.buckets().collect())
         })
         .collect();
-    // How much a minute takes is known when a few were written.
-    let (mut minutes, mut written) = (0, 0);
-    let mut at = Timestamp(now_ms() / MINUTE * MINUTE - 24 * HOUR);
-    while minutes == 0 || written < minutes {
+    let mut at = Timestamp(now_ms() / MINUTE * MINUTE - minutes * MINUTE);
+    for minute in 0.. {
+        if at.0 + MINUTE > now_ms() {
+            break;
+        }
         for slot in 0..SLOTS_PER_MINUTE {
             let slot = Slot(Slot::containing(at).0 + slot);
             let mut counts = Writer::default();
@@ -97,14 +97,11 @@ pub fn of_bytes(data_dir: &Path, endpoints: u32, timings: usize, bytes: u64) -> 
             store.close(slot);
         }
         at = Timestamp(at.0 + MINUTE);
-        written += 1;
-        if written % MINUTES_PER_SNAPSHOT == 0 {
+        if minute % MINUTES_PER_SNAPSHOT == 0 {
             store.checkpoint(at);
-            minutes = (bytes / (folder_bytes(data_dir) / written.cast_unsigned())).cast_signed();
         }
     }
     store.checkpoint(at);
-    written
 }
 
 /// Thirty days of hours up to the last whole one, `timings` in each of an endpoint; returns their range.
