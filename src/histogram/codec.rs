@@ -215,25 +215,95 @@ fn take_v2_counts(bytes: &mut &[u8], end: u64, mut tell: impl FnMut(u16, u64)) -
     let (mut counts, rest) = bytes.split_at_checked(len).ok_or(Error::Malformed)?;
     *bytes = rest;
     let (mut bucket, mut is_counted) = (0_u64, false);
-    while let Some((&byte, after)) = counts.split_first() {
-        let number = if byte < 0x80 {
-            counts = after;
-            u64::from(byte)
-        } else {
-            take_v2_number(&mut counts)?
-        };
-        is_counted = number & 1 == 0 && number > 0;
-        if is_counted {
-            if bucket >= end {
-                return Err(Error::Malformed);
-            }
-            tell(index(bucket), number >> 1);
-        }
-        // Below zero: so many empty buckets. A number of 0 is one.
-        bucket = bucket.saturating_add(if number & 1 == 1 { (number >> 1) + 1 } else { 1 });
+    while !counts.is_empty() {
+        is_counted = take_v2_count(&mut counts, &mut bucket, end, &mut tell)?;
     }
     // What ends in empty buckets, or has none, was not written by `put`.
     if is_counted { Ok(()) } else { Err(Error::Malformed) }
+}
+
+/// Takes one number of the counts; whether it was the count of a bucket.
+#[inline]
+fn take_v2_count(counts: &mut &[u8], bucket: &mut u64, end: u64, tell: &mut impl FnMut(u16, u64)) -> Result<bool, Error> {
+    let number = match **counts {
+        [byte, ref rest @ ..] if byte < 0x80 => {
+            *counts = rest;
+            u64::from(byte)
+        }
+        [low, high, ref rest @ ..] if high < 0x80 => {
+            *counts = rest;
+            u64::from(low & 0x7f) | u64::from(high) << 7
+        }
+        _ => take_v2_number(counts)?,
+    };
+    let is_counted = number & 1 == 0 && number > 0;
+    if is_counted {
+        if *bucket >= end {
+            return Err(Error::Malformed);
+        }
+        tell(index(*bucket), number >> 1);
+    }
+    // Below zero: so many empty buckets. A number of 0 is one.
+    *bucket = bucket.saturating_add(if number & 1 == 1 { (number >> 1) + 1 } else { 1 });
+    Ok(is_counted)
+}
+
+/// How many buckets [`add_counts`] may write at once.
+pub(super) const LANES: usize = 8;
+
+/// The largest count that it adds to the narrow sums.
+pub(super) const NARROW_COUNT_MAX: u32 = 63;
+
+/// Takes a histogram of many values off the front, if it is one, adding its counts: those below 64 to `narrow`, which has [`LANES`] more than the grid's `end`, others to `wide`.
+/// `None` for the other forms, of which nothing is taken then; else the first bucket that may be counted and the one after the last.
+///
+/// # Errors
+/// [`Error::Malformed`] when the bytes are not what [`put`] writes; some buckets may have been added by then.
+pub(super) fn add_counts(bytes: &mut &[u8], end: usize, narrow: &mut [u32], wide: &mut [u64]) -> Result<Option<(usize, usize)>, Error> {
+    let &head = bytes.first().ok_or(Error::Malformed)?;
+    if head >> 1 != COUNTS {
+        return Ok(None);
+    }
+    let mut rest = &bytes[1..];
+    let len = usize::try_from(take_varint(&mut rest)?).map_err(|_| Error::Malformed)?;
+    let (mut counts, rest) = rest.split_at_checked(len).ok_or(Error::Malformed)?;
+    *bytes = rest;
+    let (mut bucket, mut is_counted, mut first, end) = (0_u64, false, None, end as u64);
+    while !counts.is_empty() {
+        // Most numbers are of one byte, and most of those are counts: these are added eight at a time, up to the first that is not.
+        if let (Some(&eight), true) = (counts.first_chunk::<LANES>(), bucket < end) {
+            let word = u64::from_le_bytes(eight);
+            let plain = ((word & 0x8181_8181_8181_8181).trailing_zeros() / 8) as usize;
+            if plain > 0 {
+                let kept = if plain == LANES { word } else { word & ((1 << (8 * plain)) - 1) };
+                let at = usize::from(index(bucket));
+                let sums: &mut [u32; LANES] = (&mut narrow[at..at + LANES]).try_into().expect("so many lanes");
+                // No number is odd, so no bit goes from one lane to the next.
+                for (sum, count) in sums.iter_mut().zip((kept >> 1).to_le_bytes()) {
+                    *sum += u32::from(count);
+                }
+                first.get_or_insert(at);
+                is_counted = kept >> (8 * (plain - 1)) != 0;
+                bucket += plain as u64;
+                counts = &counts[plain..];
+                if plain == LANES {
+                    continue;
+                }
+                if counts.is_empty() {
+                    break;
+                }
+            }
+        }
+        is_counted = take_v2_count(&mut counts, &mut bucket, end, &mut |bucket, count| {
+            let bucket = usize::from(bucket);
+            first.get_or_insert(bucket);
+            wide[bucket] = wide[bucket].saturating_add(count);
+        })?;
+    }
+    match first {
+        Some(first) if is_counted && bucket <= end => Ok(Some((first, usize::from(index(bucket))))),
+        _ => Err(Error::Malformed),
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the caller has compared it with the end of the grid, far below u16")]

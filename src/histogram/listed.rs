@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 /// So many distinct buckets fit; more become a window of counts.
-const BUCKETS_MAX: usize = 192;
+pub(super) const BUCKETS_MAX: usize = 192;
 
 /// Counts by bucket: `bucket << 16 | count`, ascending, no count zero.
 #[derive(Clone, Debug, Default)]

@@ -85,6 +85,18 @@ impl Histogram {
         histogram
     }
 
+    /// One of the counts of all buckets from `first` on.
+    #[must_use]
+    pub fn from_window(digits: Digits, first: u16, counts: &[u64]) -> Self {
+        let buckets = || (first..).zip(counts).filter(|(_, count)| **count > 0).map(|(bucket, count)| (bucket, *count));
+        if buckets().nth(listed::BUCKETS_MAX).is_none() {
+            return Self::from_buckets(digits, &buckets().collect::<Vec<_>>());
+        }
+        let narrow: Option<Vec<u32>> = counts.iter().map(|count| u32::try_from(*count).ok()).collect();
+        let counts = narrow.map_or_else(|| Counts::Wide(first, counts.to_vec()), |narrow| Counts::Window(first, narrow));
+        Self { digits, counts }
+    }
+
     /// One of a list on the grid of two digits.
     #[must_use]
     pub fn from_list(list: Listed) -> Self {

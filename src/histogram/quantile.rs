@@ -1,5 +1,7 @@
 //! Quantiles: the order statistic of rank ⌈q·n⌉, given as the upper edge of its bucket (what `hdrhistogram` answers).
 
+use std::ops::ControlFlow;
+
 use super::Histogram;
 use crate::objective::parse_decimal;
 
@@ -36,16 +38,13 @@ impl Histogram {
     #[must_use]
     pub fn quantile_us(&self, q: Quantile) -> Option<u64> {
         let rank = q.rank(self.count());
-        let mut seen = 0;
-        for (bucket, count) in self.buckets() {
-            seen = u64::saturating_add(seen, count);
-            if seen >= rank {
-                // The crate gives the lower edge for the 0-quantile, the upper one for all others.
-                let lowest = q.ppt == 0;
-                return Some(if lowest { self.digits().lowest_us(bucket) } else { self.digits().highest_us(bucket) });
-            }
-        }
-        None
+        // The crate gives the lower edge for the 0-quantile, the upper one for all others.
+        let edge = |bucket| if q.ppt == 0 { self.digits().lowest_us(bucket) } else { self.digits().highest_us(bucket) };
+        let found = self.buckets().try_fold(0_u64, |seen, (bucket, count)| {
+            let seen = seen.saturating_add(count);
+            if seen >= rank { ControlFlow::Break(bucket) } else { ControlFlow::Continue(seen) }
+        });
+        found.break_value().map(edge)
     }
 
     /// How many values are surely, and how many are possibly, at most `threshold_us`.

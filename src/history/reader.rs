@@ -30,6 +30,11 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// How many, unless every one.
+    pub(super) fn count(&self) -> Option<usize> {
+        if let Self::These(ids) = self { Some(ids.len()) } else { None }
+    }
+
     /// Whether it is one of them.
     #[must_use]
     pub fn contains(&self, id: EndpointId) -> bool {

@@ -5,7 +5,7 @@ use crate::histogram::codec::Error;
 use crate::histogram::dense::DenseCounts;
 
 /// A sum of cells.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sum {
     /// Without its histograms.
     counted: Cell,
@@ -19,6 +19,11 @@ impl Sum {
     #[must_use]
     pub fn without_thresholds() -> Self {
         Self { leaves_thresholds_out: true, ..Self::default() }
+    }
+
+    /// Whether it does not count at thresholds.
+    pub(super) fn is_without_thresholds(&self) -> bool {
+        self.leaves_thresholds_out
     }
 
     /// Adds the cell at the front of the bytes of a row.

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use super::file::{Error, HEAD_BYTES, head, read_segment, segments};
-use super::record::{Decoded, Frame, HEADER_BYTES, Position, decode, decode_head};
+use super::record::{Decoded, Frame, HEADER_BYTES, Position, decode, decode_head, skim};
 
 /// Whether bytes that begin with what should be the frame `next` had been synced once.
 fn was_synced(bytes: &[u8], next: Position) -> bool {
@@ -36,9 +36,9 @@ pub(super) fn check_head(contents: &[u8], first: Position, path: &Path, data_dir
 pub(super) fn find_end(contents: &[u8], first: Position, path: &Path, data_dir: &Path) -> Result<(Position, usize), Error> {
     let (mut next, mut at) = (first, HEAD_BYTES);
     while at < contents.len() {
-        match decode(&contents[at..]) {
-            Decoded::Frame(frame, len) if frame.position == next => {
-                next = frame.last_position().next();
+        match skim(&contents[at..]) {
+            Some((position, last, len)) if position == next => {
+                next = last.next();
                 at += len;
             }
             _ if was_synced(&contents[at..], next) => return Err(damaged(path, at, next, data_dir)),
@@ -120,6 +120,14 @@ impl Reader {
                 continue;
             }
             let expected = self.next.unwrap_or_default();
+            // What is not asked for is passed over without a copy of it.
+            if expected < self.skip_before
+                && let Some((_, last, len)) = skim(&self.contents[self.at..]).filter(|(position, ..)| *position == expected)
+            {
+                self.at += len;
+                self.next = Some(last.next());
+                continue;
+            }
             match decode(&self.contents[self.at..]) {
                 Decoded::Frame(frame, len) if frame.position == expected || (!self.dense && frame.position >= expected) => {
                     self.at += len;

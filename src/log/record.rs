@@ -156,22 +156,58 @@ pub fn decode(bytes: &[u8]) -> Decoded {
 }
 
 fn try_decode(bytes: &[u8]) -> Option<(Frame, usize)> {
+    let (head, payload) = checked(bytes)?;
+    let section = |section: Option<(Kind, &[u8])>| section.map(|(kind, bytes)| Section { kind, bytes: bytes.to_vec() });
+    let sections = sections(payload).map(section).collect::<Option<Vec<_>>>()?;
+    Some((Frame { position: head.position, sections }, HEADER_BYTES + payload.len()))
+}
+
+/// Reads the frame at the front of the bytes as [`decode`] does, keeping nothing of it: its position, the last that it accounts for, and how many bytes it takes.
+#[must_use]
+pub fn skim(bytes: &[u8]) -> Option<(Position, Position, usize)> {
+    let (head, payload) = checked(bytes)?;
+    let mut last = head.position;
+    let mut gap = None;
+    for section in sections(payload) {
+        let (kind, bytes) = section?;
+        if kind == Kind::GAP {
+            gap = gap.or(Some(bytes));
+        }
+    }
+    if let Some(gap) = gap.and_then(|b| b.try_into().ok()).map(u64::from_le_bytes) {
+        last = Position(gap.max(last.0));
+    }
+    Some((head.position, last, HEADER_BYTES + payload.len()))
+}
+
+/// The head at the front of the bytes and its payload, whose sum is right.
+fn checked(bytes: &[u8]) -> Option<(Head, &[u8])> {
     let head = decode_head(bytes)?;
-    let end = HEADER_BYTES + head.payload_bytes;
-    let mut rest = bytes.get(HEADER_BYTES..end)?;
-    if crc32c::crc32c(rest) != head.payload_crc {
-        return None;
-    }
-    let mut sections = Vec::new();
-    while !rest.is_empty() {
-        let head = rest.get(..6)?;
-        let kind = Kind(u16::from_le_bytes(head[..2].try_into().ok()?));
-        let len = u32::from_le_bytes(head[2..6].try_into().ok()?) as usize;
-        let bytes = rest.get(6..6 + len)?.to_vec();
-        rest = &rest[6 + len..];
-        sections.push(Section { kind, bytes });
-    }
-    Some((Frame { position: head.position, sections }, end))
+    let payload = bytes.get(HEADER_BYTES..HEADER_BYTES + head.payload_bytes)?;
+    (crc32c::crc32c(payload) == head.payload_crc).then_some((head, payload))
+}
+
+/// The sections of a payload; `None` for one that is cut off, and nothing after it.
+fn sections(payload: &[u8]) -> impl Iterator<Item = Option<(Kind, &[u8])>> {
+    let mut rest = payload;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let section = take_section(&mut rest);
+        if section.is_none() {
+            rest = &[];
+        }
+        Some(section)
+    })
+}
+
+fn take_section<'a>(rest: &mut &'a [u8]) -> Option<(Kind, &'a [u8])> {
+    let (head, after) = rest.split_first_chunk::<6>()?;
+    let [k0, k1, l0, l1, l2, l3] = *head;
+    let (bytes, after) = after.split_at_checked(u32::from_le_bytes([l0, l1, l2, l3]) as usize)?;
+    *rest = after;
+    Some((Kind(u16::from_le_bytes([k0, k1])), bytes))
 }
 
 #[cfg(test)]
@@ -184,11 +220,13 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&mut bytes, Position(7), 3, &sections);
         assert_eq!(decode_head(&bytes).unwrap().synced_before, Position(4));
+        assert_eq!(skim(&bytes), Some((Position(7), Position(7), bytes.len())));
         assert_eq!(decode(&bytes), Decoded::Frame(Frame { position: Position(7), sections }, bytes.len()));
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(decode(&damaged), Decoded::Invalid, "bit {bit}");
+            assert_eq!(skim(&damaged), None, "bit {bit}");
         }
         for cut in 0..bytes.len() {
             assert_eq!(decode(&bytes[..cut]), Decoded::Invalid);

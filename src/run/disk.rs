@@ -130,6 +130,8 @@ pub struct Keeper {
     pub snapshot_every_ms: i64,
     pub(super) last_snapshot: Timestamp,
     pub(super) last_sweep: Timestamp,
+    /// How much of the log was read at the start.
+    pub(super) replayed_bytes: u64,
     /// The time that the log tells first from a position on, as looked up last.
     pub(super) dated: Option<(Position, Timestamp)>,
     pub(super) waiting: Option<Waiting>,

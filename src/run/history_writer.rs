@@ -24,6 +24,10 @@ use crate::time::{Tier, Timestamp};
 /// Closed minutes that may wait to be written.
 const LEAVING_MAX: usize = 16;
 
+/// A snapshot is taken when the log has grown so much since the last, however short a time ago that was: the next start reads this much at most, and what came while the
+/// snapshot was written.
+const LOG_BYTES_MAX: u64 = 32 << 20;
+
 /// After a write that found no room on the disk, the next is tried so much later.
 pub const NO_ROOM_WAIT: Duration = Duration::from_millis(250);
 
@@ -68,6 +72,8 @@ pub struct HistoryWriter {
     keep_hours_ms: i64,
     snapshot_every_ms: i64,
     last_snapshot: Timestamp,
+    /// By how much the log has grown since then.
+    log_bytes: u64,
     checkpointing: bool,
     written: Position,
     written_to: Timestamp,
@@ -96,6 +102,7 @@ impl HistoryWriter {
             keep_hours_ms: keeper.keep_hours_ms,
             snapshot_every_ms: keeper.snapshot_every_ms,
             last_snapshot: keeper.last_snapshot,
+            log_bytes: keeper.replayed_bytes,
             checkpointing: false,
             written,
             written_to,
@@ -195,10 +202,15 @@ impl HistoryWriter {
         Ok(true)
     }
 
-    /// Whether it is time for a checkpoint, and the one before has ended.
+    /// Takes note of what was appended to the log.
+    pub fn log_grew(&mut self, bytes: u64) {
+        self.log_bytes += bytes;
+    }
+
+    /// Whether it is time for a checkpoint, after a slot has closed or else, and the one before has ended.
     #[must_use]
-    pub fn is_due(&self, now: Timestamp) -> bool {
-        !self.checkpointing && now.0 - self.last_snapshot.0 >= self.snapshot_every_ms
+    pub fn is_due(&self, now: Timestamp, slot_closed: bool) -> bool {
+        !self.checkpointing && (self.log_bytes >= LOG_BYTES_MAX || slot_closed && now.0 - self.last_snapshot.0 >= self.snapshot_every_ms)
     }
 
     /// Hands on the state for a snapshot.
@@ -206,7 +218,7 @@ impl HistoryWriter {
     /// # Errors
     /// What the thread could not write.
     pub fn checkpoint(&mut self, machine: &mut Machine, now: Timestamp) -> Result<(), Error> {
-        (self.checkpointing, self.last_snapshot) = (true, now);
+        (self.checkpointing, self.last_snapshot, self.log_bytes) = (true, now, 0);
         let (gone_keys, all_keys) = (machine.keys.sweep(now), all_keys(&self.index, machine));
         self.send(Work::Checkpoint(Box::new(Checkpoint { state: machine.state(), gone_keys, all_keys, now })))
     }

@@ -454,9 +454,10 @@ impl Engine {
     /// Writes a frame; it is on disk then, or there is no room for it.
     fn write(&mut self, delta: &Delta) -> Result<Option<Position>, disk::Error> {
         let start = now_instant();
-        let position = self.log.stage(&delta.to_sections());
+        let sections = delta.to_sections();
+        let position = self.log.stage(&sections);
         match self.log.commit().map_err(disk::Error::from) {
-            Ok(()) => {}
+            Ok(()) => self.history.log_grew(sections.iter().map(|s| s.bytes.len() as u64).sum()),
             Err(error) if error.is_no_room() => {
                 self.no_room_since = Some(now_instant());
                 if !self.disk_full.swap(true, Ordering::Relaxed) {
@@ -535,11 +536,11 @@ impl Engine {
         }
         if closes > 0 {
             self.gauges.judge_us.fetch_add(micros(start.elapsed()), Ordering::Relaxed);
-            // A full disk is not made fuller: sled does not survive it, and the log has all.
-            if self.history.is_due(now) && self.uncounted.is_empty() && !self.has_no_room() && !self.disk_full.load(Ordering::Relaxed) {
-                self.history.checkpoint(&mut self.machine, now)?;
-                self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
-            }
+        }
+        // A full disk is not made fuller: sled does not survive it, and the log has all.
+        if self.history.is_due(now, closes > 0) && self.uncounted.is_empty() && !self.has_no_room() && !self.disk_full.load(Ordering::Relaxed) {
+            self.history.checkpoint(&mut self.machine, now)?;
+            self.gauges.snapshots.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }

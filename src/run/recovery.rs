@@ -84,6 +84,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
         snapshot_every_ms: 60_000,
         last_snapshot: now,
         last_sweep: Timestamp(0),
+        replayed_bytes: 0,
         dated: None,
         waiting: None,
     };
@@ -99,6 +100,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
             keeper.files.cut_torn()?;
             for frame in file::Reader::log(data_dir, machine.position.next())? {
                 let frame = frame?;
+                keeper.replayed_bytes += frame.sections.iter().map(|s| s.bytes.len() as u64).sum::<u64>();
                 let delta = Delta::from_frame(&frame)?;
                 let effects = machine.apply(frame.position, &delta);
                 keeper.keep_or_wait(&mut machine, frame.position, &delta, &effects)?;

@@ -9,7 +9,7 @@ use super::load::{BATCHES, CONNECTIONS, Done, Load, now_ms, run};
 use super::process::{Server, folder_bytes, get};
 use super::table::{Table, Target};
 use super::traffic::{JSON, Mix, Popularity};
-use super::{Bench, SEED};
+use super::{Bench, SEED, config, store};
 
 const MIXED: Mix = Mix { popularity: Popularity::Mixed, endpoints: 100_000 };
 const STEADY: Mix = Mix { popularity: Popularity::Uniform, endpoints: 10_000 };
@@ -182,6 +182,28 @@ pub fn query(bench: &mut Bench) {
             let answer: serde_json::Value = serde_json::from_str(&server.get(&path).body).unwrap();
             let counted: u64 = answer["points"].as_array().unwrap().iter().map(|point| point["count"].as_u64().unwrap()).sum();
             assert_eq!(counted, done.accepted + u64::from(mix.endpoints), "all that was accepted is found again");
+        }
+    }
+}
+
+/// One route and a thousand, quiet and busy; the answer has 720 points.
+pub fn query_history(bench: &mut Bench) {
+    for (timings, times) in [(20, 20), (10_000, 5)] {
+        let folder = bench.folder(&format!("query-history-{timings}"));
+        let (from, to) = store::of_hours(&folder.join("data"), 1_000, timings);
+        let (server, _) = Server::start(&folder, &config(Mix { popularity: Popularity::Uniform, endpoints: 1_000 }));
+        for (name, selector, most_ms) in [("1 route", "service=s00&route=/r/00020", 15.0), ("1,000 routes", "env=prod", 1_000.0)] {
+            let path = format!("/api/v1/quantiles?{selector}&from={from}&to={to}&step=1h&q=0.99");
+            let (mut cpu_ms, mut wall_ms) = (Vec::new(), Vec::new());
+            for _ in 0..bench.rounds {
+                let cpu_s = server.cpu_s();
+                wall_ms.extend((0..times).map(|_| server.get(&path).wall.as_secs_f64() * 1e3));
+                cpu_ms.push((server.cpu_s() - cpu_s) * 1e3 / f64::from(times));
+            }
+            let answer: serde_json::Value = serde_json::from_str(&server.get(&path).body).unwrap();
+            assert_eq!(answer["points"].as_array().unwrap().len(), 720);
+            bench.table.row(&format!("{name}, {timings} timings an hour: server CPU"), "ms", &cpu_ms, Target::None);
+            bench.table.row(&format!("{name}, {timings} timings an hour: wall"), "ms", &wall_ms, Target::AtMost(most_ms));
         }
     }
 }

@@ -25,6 +25,7 @@ mod process;
 mod replay;
 mod stages;
 mod start;
+mod store;
 mod table;
 mod traffic;
 
@@ -78,7 +79,7 @@ fn config(mix: Mix) -> String {
 /// A section: its name, what it measures, and how.
 type Section = (&'static str, &'static str, fn(&mut Bench));
 
-const SECTIONS: [Section; 12] = [
+const SECTIONS: [Section; 14] = [
     ("stages", "what a timing costs inside, stage by stage, one thread", stages::stages),
     ("json", "timings a second for each core of the server, as JSON over HTTP, answered when on disk", ingest::json),
     ("binary", "the same timings as JSON and as protobuf columns, in turns", ingest::binary),
@@ -87,7 +88,9 @@ const SECTIONS: [Section; 12] = [
     ("endpoints", "100k endpoints: memory, answers while periods are closed, scrapes, disk", endpoints::endpoints),
     ("close", "what one thread spends on closing a slot and a minute of 100k active endpoints, with objectives, in this process", close::close),
     ("query", "quantiles of open slots, 10k endpoints", endpoints::query),
+    ("query-history", "p99 of each hour of 30 days, over HTTP, files in the page cache", endpoints::query_history),
     ("start", "from exec to /readyz after kill -9 under load, 10k endpoints, files in the page cache", start::start),
+    ("start-store", "the same with a store of 1 GB", start::start_store),
     ("replay", "recorded timings through `slowburn replay`", replay::replay),
     ("peer-victoriametrics", "the same timings into VictoriaMetrics as samples", peers::victoria_metrics),
     ("peer-prometheus", "Prometheus scrapes /metrics with 10k endpoints", peers::prometheus),
