@@ -1,4 +1,4 @@
-//! The index: blocks of history, incidents, markers, silences, in memory; and, with the batch keys, on disk as of the last checkpoint ([`super::index_store`]).
+//! The index: blocks of history, incidents, markers, silences, in memory; and, with the batch keys, on disk as of the last checkpoint (`index_store.rs`).
 //!
 //! A view: everything in it follows from log, archive and history, and is built again by one scan when what is on disk is missing, damaged, or behind the snapshot. A power cut
 //! may not leave what sled flushed; so the position up to which it is complete is stored in it and compared at the start. While the server runs only memory is
