@@ -13,6 +13,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -142,6 +143,22 @@ impl IntoResponse for Refusal {
         }
         response
     }
+}
+
+/// The answer to a batch.
+#[derive(Serialize)]
+struct Counted {
+    accepted: u64,
+    rejected: u64,
+    errors: Vec<LineError>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    duplicate: bool,
+}
+
+#[derive(Serialize)]
+struct LineError {
+    index: usize,
+    reason: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -276,9 +293,9 @@ impl Ingest {
         })
     }
 
-    async fn commit(&self, batch: Batch, identity: Identity, body: u64, held: (Option<Place>, Reservation)) -> Result<Response, Refusal> {
+    async fn commit(&self, mut batch: Batch, identity: Identity, body: u64, held: (Option<Place>, Reservation)) -> Result<Response, Refusal> {
         let (accepted, rejected) = (batch.accepted, batch.rejected);
-        let errors: Vec<_> = batch.errors.iter().map(|(index, reason)| json!({"index": index, "reason": reason})).collect();
+        let errors = std::mem::take(&mut batch.errors).into_iter().map(|(index, reason)| LineError { index, reason }).collect();
         let timings = batch.timings();
         let (reply, answer) = oneshot::channel();
         if let Err(back) = self.door.submit(Submission { batch, identity, body, held: Some(held), reply }) {
@@ -287,13 +304,13 @@ impl Ingest {
         }
         let answer = answer.await.map_err(|_| Refusal::later(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the server stops: send this batch again", 1))?;
         let body = match answer {
-            Answer::Committed => json!({"accepted": accepted, "rejected": rejected, "errors": errors}),
+            Answer::Committed => Counted { accepted, rejected, errors, duplicate: false },
             Answer::Duplicate(first) => {
                 let again = rejected;
                 let (accepted, rejected) = first.unwrap_or((accepted, rejected));
                 // The same bytes are read again to the same errors; they are left out where a line has become too old since.
                 let errors = if rejected == again { errors } else { Vec::new() };
-                json!({"accepted": accepted, "rejected": rejected, "errors": errors, "duplicate": true})
+                Counted { accepted, rejected, errors, duplicate: true }
             }
             Answer::OtherBody => {
                 return Err(Refusal::new(
@@ -326,16 +343,15 @@ fn disk_full() -> Refusal {
 
 fn format_of(headers: &HeaderMap) -> Result<Format, Refusal> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
-    match given.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
-        "application/json" => Ok(Format::Json),
-        "application/x-ndjson" => Ok(Format::Ndjson),
-        "application/x-protobuf" => Ok(Format::Binary),
-        _ => Err(Refusal::new(
+    let media_type = given.split(';').next().unwrap_or("").trim();
+    let known = [("application/json", Format::Json), ("application/x-ndjson", Format::Ndjson), ("application/x-protobuf", Format::Binary)];
+    known.into_iter().find(|(name, _)| media_type.eq_ignore_ascii_case(name)).map(|(_, format)| format).ok_or_else(|| {
+        Refusal::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "content_type",
             format!("the content type is `{given}`, expected application/json, application/x-ndjson or application/x-protobuf"),
-        )),
-    }
+        )
+    })
 }
 
 fn text_header(headers: &HeaderMap, name: &'static str) -> Result<Option<String>, Refusal> {

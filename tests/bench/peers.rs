@@ -59,7 +59,7 @@ pub fn victoria_metrics(bench: &mut Bench) {
     for _ in 0..bench.rounds {
         for Kind { name, server, format, per_core, wall } in &mut kinds {
             let before = server.cpu_s();
-            let done = run(&Load::saturating(server.address, format, &batches, bench.round()));
+            let done = run(&Load::swept(server.address, format, &batches, bench.round()));
             std::thread::sleep(SETTLE);
             per_core.push(done.accepted as f64 / (server.cpu_s() - before));
             wall.push(done.accepted as f64 / done.wall_s);
