@@ -8,7 +8,7 @@ use std::sync::RwLockReadGuard;
 use hashbrown::HashMap;
 
 use super::json::{Line, Text, Ts};
-use super::known::{Joined, KnownEndpoints, Numbers};
+use super::known::{Joined, KnownEndpoints, Numbers, Sought};
 use super::memory::Reservation;
 use super::ordinary::Ordinary;
 use super::packed::Packed;
@@ -86,7 +86,20 @@ fn malformed(reason: impl Into<String>) -> Refused {
 }
 
 /// Look-ups after which the known endpoints are let go of for a moment, so that new ones can be added.
-const LOOK_UPS_HELD: u32 = 1_024;
+const LOOK_UPS_HELD: usize = 1_024;
+
+/// Plain timings whose endpoints are looked up together. With many endpoints a look-up waits for memory, and so they wait once.
+pub const TOGETHER: usize = 16;
+
+/// A plain timing before its endpoint is looked up.
+#[derive(Clone, Copy, Debug)]
+struct Plain {
+    at: usize,
+    ts: Timestamp,
+    us: u64,
+    outcome: Outcome,
+    critical: Option<bool>,
+}
 
 /// An endpoint that is named once for many timings.
 #[derive(Debug)]
@@ -152,8 +165,11 @@ pub struct Admission<'a> {
     limits: TimeLimits,
     known: &'a KnownEndpoints,
     held: Option<RwLockReadGuard<'a, Numbers>>,
-    look_ups: u32,
+    look_ups: usize,
     joined: Joined,
+    /// Those that wait for their look-up, and their endpoints: as many of these, what is behind is room.
+    plain: Vec<Plain>,
+    sought: Vec<Sought>,
     places: HashMap<EndpointKey, u32, foldhash::quality::RandomState>,
     room: Option<Reservation>,
     held_bytes: u64,
@@ -174,6 +190,8 @@ impl<'a> Admission<'a> {
             held: None,
             look_ups: 0,
             joined: Joined::default(),
+            plain: Vec::new(),
+            sought: Vec::new(),
             places: HashMap::default(),
             room: None,
             held_bytes: 0,
@@ -194,6 +212,7 @@ impl<'a> Admission<'a> {
     /// # Errors
     /// The count.
     pub fn take_room(&mut self) -> Result<Option<Reservation>, u64> {
+        self.settle();
         if self.without_room > 0 { Err(self.without_room) } else { Ok(self.room.take()) }
     }
 
@@ -241,22 +260,68 @@ impl<'a> Admission<'a> {
     /// What was taken so far, whole; it goes on with an empty batch.
     #[must_use]
     pub fn finish(&mut self) -> Batch {
+        self.settle();
         self.held = None;
         self.places.clear();
         std::mem::replace(&mut self.batch, Batch { read_in: Slot::containing(self.limits.now), ..Batch::default() })
     }
 
-    /// Takes a line of the usual shape, or refuses it.
+    /// Takes a line of the usual shape, or refuses it; perhaps not before [`Admission::settle`].
     pub fn ordinary(&mut self, at: usize, line: &Ordinary<'_>) {
-        match self.packed(line) {
-            Some(packed) => {
-                if self.has_room(size_of::<Packed>(), 1) {
+        let ts = line.ts_ms.map_or(self.limits.now, Timestamp);
+        let (Some((us, outcome)), true, Some(service), Some(route)) = (line.plain_timing(), self.limits.take(ts), line.service, line.route) else {
+            return self.line(at, Ok(Line::from(*line)));
+        };
+        let key = KeyRef { service, env: line.env.unwrap_or(""), kind: line.kind.unwrap_or("http"), method: line.method.unwrap_or(""), route };
+        if self.sought.len() == self.plain.len() {
+            self.sought.push(Sought::default());
+        }
+        self.sought[self.plain.len()].joined.set(&key);
+        self.plain.push(Plain { at, ts, us, outcome, critical: line.critical });
+        if self.plain.len() == TOGETHER {
+            self.settle();
+        }
+    }
+
+    /// Looks up the endpoints of the plain timings that wait for it, and takes these or refuses them.
+    pub fn settle(&mut self) {
+        if self.plain.is_empty() {
+            return;
+        }
+        let (mut plain, mut sought) = (std::mem::take(&mut self.plain), std::mem::take(&mut self.sought));
+        self.hold(plain.len()).get_all(&mut sought[..plain.len()]);
+        for (plain, sought) in plain.drain(..).zip(&sought) {
+            match sought.number.and_then(|id| Packed::new(Slot::containing(plain.ts), id, plain.us, plain.outcome)) {
+                Some(packed) if self.has_room(size_of::<Packed>(), 1) => {
                     self.batch.packed.push(packed);
                     self.batch.accepted += 1;
                 }
+                Some(_) => {}
+                None => self.plain_line(plain, &sought.joined),
             }
-            None => self.line(at, Ok(Line::from(*line))),
         }
+        (self.plain, self.sought) = (plain, sought);
+    }
+
+    /// Takes a plain timing the general way, or refuses it.
+    fn plain_line(&mut self, plain: Plain, joined: &Joined) {
+        let line = joined.key().ok_or_else(|| "a name has a control character".to_owned());
+        #[expect(clippy::cast_precision_loss, reason = "7 days in microseconds is far below 2^53")]
+        let line = line.map(|key| {
+            Line::from(Ordinary {
+                service: Some(key.service),
+                env: Some(key.env),
+                kind: Some(key.kind),
+                method: Some(key.method),
+                route: Some(key.route),
+                ts_ms: Some(plain.ts.0),
+                duration_us: Some(plain.us as f64),
+                outcome: Some(plain.outcome.name()),
+                critical: plain.critical,
+                ..Ordinary::default()
+            })
+        });
+        self.line(plain.at, line);
     }
 
     /// Takes a timing of an endpoint that has a number; `false`, and nothing is taken, when it is not an ordinary one.
@@ -284,31 +349,28 @@ impl<'a> Admission<'a> {
         self.line(at, Ok(Line::from(line)));
     }
 
-    /// The timing in 64 bits, if all is well with it and nothing is special; else the general way takes or refuses it.
-    fn packed(&mut self, line: &Ordinary<'_>) -> Option<Packed> {
-        let (us, outcome) = line.plain_timing()?;
-        let ts = line.ts_ms.map_or(self.limits.now, Timestamp);
-        if !self.limits.take(ts) {
-            return None;
-        }
-        let (service, route) = (line.service?, line.route?);
-        let key = KeyRef { service, env: line.env.unwrap_or(""), kind: line.kind.unwrap_or("http"), method: line.method.unwrap_or(""), route };
-        Packed::new(Slot::containing(ts), self.number_of(&key)?, us, outcome)
-    }
-
     /// The number of an endpoint that has one.
     fn number_of(&mut self, key: &KeyRef<'_>) -> Option<EndpointId> {
-        self.look_ups += 1;
-        if self.look_ups.is_multiple_of(LOOK_UPS_HELD) {
-            self.held = None;
+        let mut joined = std::mem::take(&mut self.joined);
+        joined.set(key);
+        let number = self.hold(1).get(&joined);
+        self.joined = joined;
+        number
+    }
+
+    /// The endpoints that have a number, to look up so many.
+    fn hold(&mut self, look_ups: usize) -> &Numbers {
+        self.look_ups += look_ups;
+        if self.look_ups >= LOOK_UPS_HELD {
+            (self.held, self.look_ups) = (None, 0);
         }
         let known = self.known;
-        self.joined.set(key);
-        self.held.get_or_insert_with(|| known.read()).get(&self.joined)
+        self.held.get_or_insert_with(|| known.read())
     }
 
     /// Takes a line or refuses it, and counts which. `at` is its place in the body, from 0.
     pub fn line(&mut self, at: usize, line: Result<Line<'_>, String>) {
+        self.settle();
         let taken = line.map_err(malformed).and_then(|line| self.take(&line));
         if let Err(refused) = taken {
             self.refuse(at, refused);

@@ -4,8 +4,8 @@
 //! a small multiple of its bytes, and [`ENDPOINTS_MAX`] and [`TIMINGS_MAX`] bound what few bytes can ask for.
 
 use super::InFlight;
-use super::admission::{Admission, Beside, COUNT_MAX, Named, Naming, Numeric};
-use super::known::Joined;
+use super::admission::{Admission, Beside, COUNT_MAX, Named, Naming, Numeric, TOGETHER};
+use super::known::Sought;
 use super::protobuf::{Broken, Column, Fields, Value, signed, take_small_varint, take_varint};
 use crate::time::Timestamp;
 
@@ -131,18 +131,24 @@ fn dictionary(parts: &Parts<'_>, admission: &mut Admission<'_>) -> Result<Vec<Na
     let known = admission.known();
     let (mut named, mut read) = (Vec::with_capacity(parts.endpoints.len()), Vec::new());
     {
-        let (before, mut bytes) = (known.read_entries(), Joined::default());
-        for &message in &parts.endpoints {
-            bytes.set_bytes(message);
-            named.push(if let Some(id) = before.get(&bytes) {
-                Named::Known(id)
-            } else {
-                let endpoint = admission.name(&naming(message)?);
-                if let Named::Known(id) = endpoint {
-                    read.push((id, message));
-                }
-                endpoint
-            });
+        let (before, mut all) = (known.read_entries(), vec![Sought::default(); parts.endpoints.len().min(TOGETHER)]);
+        for messages in parts.endpoints.chunks(TOGETHER) {
+            let all = &mut all[..messages.len()];
+            for (sought, message) in all.iter_mut().zip(messages) {
+                sought.joined.set_bytes(message);
+            }
+            before.get_all(all);
+            for (sought, &message) in all.iter().zip(messages) {
+                named.push(if let Some(id) = sought.number {
+                    Named::Known(id)
+                } else {
+                    let endpoint = admission.name(&naming(message)?);
+                    if let Named::Known(id) = endpoint {
+                        read.push((id, message));
+                    }
+                    endpoint
+                });
+            }
         }
     }
     if !read.is_empty() {

@@ -235,7 +235,8 @@ mod tests {
         let known = KnownEndpoints::default();
         let mut admission = Admission::new(&templates, &known, TimeLimits { now: Timestamp(1_766_534_400_000), past_ms: PAST_MS, future_ms: FUTURE_MS });
         read_array(body, &mut admission)?;
-        Ok((admission.batch.accepted, admission.batch.rejected, admission.batch.errors.iter().map(|e| e.0).collect()))
+        let batch = admission.finish();
+        Ok((batch.accepted, batch.rejected, batch.errors.iter().map(|e| e.0).collect()))
     }
 
     #[test]

@@ -66,6 +66,16 @@ pub struct Joined {
     long: Vec<u8>,
 }
 
+/// One of several that are looked up together.
+#[derive(Clone, Debug, Default)]
+pub struct Sought {
+    /// What is looked up.
+    pub joined: Joined,
+    /// What was found.
+    pub number: Option<EndpointId>,
+    hash: u64,
+}
+
 impl Default for Joined {
     fn default() -> Self {
         Self { head: [0; HEAD], len: 0, long: Vec::new() }
@@ -104,6 +114,14 @@ impl Joined {
 
     fn text(&self) -> &[u8] {
         if self.len > HEAD { &self.long } else { &self.head[..self.len] }
+    }
+
+    /// The parts that were joined, when none of them had a control character.
+    #[must_use]
+    pub fn key(&self) -> Option<KeyRef<'_>> {
+        let mut parts = std::str::from_utf8(self.text()).ok()?.split(char::from(BETWEEN));
+        let key = KeyRef { service: parts.next()?, env: parts.next()?, kind: parts.next()?, method: parts.next()?, route: parts.next()? };
+        parts.next().is_none().then_some(key)
     }
 }
 
@@ -198,7 +216,22 @@ impl Numbers {
     /// The number of the endpoint of that joined text.
     #[must_use]
     pub fn get(&self, joined: &Joined) -> Option<EndpointId> {
-        let hash = self.hasher.hash_one(joined.text());
+        self.get_hashed(joined, self.hasher.hash_one(joined.text()))
+    }
+
+    /// Looks up several: with many endpoints each look-up waits for memory, and here they all wait at once.
+    pub fn get_all(&self, all: &mut [Sought]) {
+        for sought in &mut *all {
+            sought.hash = self.hasher.hash_one(sought.joined.text());
+        }
+        let touch = |hash| self.table.find(hash, |_| true).map_or(0, |place| place.len);
+        std::hint::black_box(all.iter().fold(0, |read, sought| read ^ touch(sought.hash)));
+        for sought in all {
+            sought.number = self.get_hashed(&sought.joined, sought.hash);
+        }
+    }
+
+    fn get_hashed(&self, joined: &Joined, hash: u64) -> Option<EndpointId> {
         let found = if joined.len <= HEAD {
             self.table.find(hash, |p| p.len as usize == joined.len && p.head == joined.head)
         } else {
@@ -255,6 +288,9 @@ mod tests {
         known.add(keys.iter().zip(0..).map(|(k, id)| (EndpointId(id), *k)));
         for (key, id) in keys.iter().zip(0..) {
             assert_eq!(known.read().number_of(key), Some(EndpointId(id)));
+            let mut joined = Joined::default();
+            joined.set(key);
+            assert_eq!(joined.key(), Some(*key));
         }
         assert_eq!(known.read().number_of(&key("a", "b", "/x")), None);
     }

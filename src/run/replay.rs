@@ -208,7 +208,10 @@ impl<'a, W: Write> Replay<'a, W> {
         }
         let mut read_to = 0;
         if let Some(line) = ordinary::read(text, &mut read_to).filter(|_| read_to == text.len()) {
-            return self.timing(line.ts_ms.map(Timestamp), |admission| admission.ordinary(0, &line));
+            return self.timing(line.ts_ms.map(Timestamp), |admission| {
+                admission.ordinary(0, &line);
+                admission.settle();
+            });
         }
         let parsed = match json::read_line(text) {
             Ok(parsed) => parsed,

@@ -2,8 +2,8 @@
 
 use slowburn::endpoint::{KeyRef, PathTemplates};
 use slowburn::history::catalogue::Limits;
-use slowburn::ingest::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
-use slowburn::ingest::known::{Joined, KnownEndpoints};
+use slowburn::ingest::admission::{Admission, FUTURE_MS, PAST_MS, TOGETHER, TimeLimits};
+use slowburn::ingest::known::{KnownEndpoints, Sought};
 use slowburn::ingest::{Batch, binary, json};
 use slowburn::judge::Promises;
 use slowburn::log::record::{Position, encode};
@@ -133,9 +133,9 @@ impl Server {
         each
     }
 
-    /// The key of each timing, joined and found; its parts lie in a body that has just been read.
+    /// The key of each timing, joined and found as admission does it; its parts lie in a body that has just been read.
     fn look_ups(&self, batches: &[Vec<Timing>], into: &mut f64) {
-        let (mut joined, mut found) = (Joined::default(), 0);
+        let (mut sought, mut found) = (vec![Sought::default(); TOGETHER], 0);
         for batch in batches {
             let bodies: Vec<String> = batch.iter().map(|t| format!("{} {} {}", t.service(), t.method(), t.route())).collect();
             let body = bodies.join(" ");
@@ -145,9 +145,13 @@ impl Server {
             let keys: Vec<KeyRef<'_>> = batch.iter().map(|_| key((part(), part(), part()))).collect();
             let known = self.known.read();
             spent(into, || {
-                for key in &keys {
-                    joined.set(key);
-                    found += usize::from(known.get(&joined).is_some());
+                for keys in keys.chunks(TOGETHER) {
+                    let sought = &mut sought[..keys.len()];
+                    for (sought, key) in sought.iter_mut().zip(keys) {
+                        sought.joined.set(key);
+                    }
+                    known.get_all(sought);
+                    found += sought.iter().filter(|s| s.number.is_some()).count();
                 }
             });
         }
