@@ -32,8 +32,8 @@ use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
 /// Recent latency is that of the last minute judged and of what came since.
 const RECENT_SLOTS: u32 = 6;
 
-/// Counts that wait to be settled, at most: about a hundred thousand timings, which take a few milliseconds.
-const WAITING_BYTES_MAX: usize = 256 << 10;
+/// Counts that wait to be settled, at most: two or three thousand timings, which take about a millisecond; answers wait for it.
+const WAITING_BYTES_MAX: usize = 8 << 10;
 
 /// Endpoints that are settled together.
 const BLOCK: u32 = 512;
@@ -577,13 +577,13 @@ impl Machine {
 
     /// Everything but the batch keys, which the index keeps, and minutes on their way to history.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&mut self) -> State {
         debug_assert!(self.waiting.is_empty(), "what was taken in is settled before it is kept");
         State {
             position: self.position,
             endpoints: self.catalogue.entries().to_vec(),
-            open: self.open.without_leaving(),
-            recent: self.recent.clone(),
+            open: self.open.share(),
+            recent: self.recent.share(),
             totals: self.totals.clone(),
             fates: self.fates,
             senders: self.keys.senders_snapshot(),

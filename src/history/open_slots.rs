@@ -130,12 +130,65 @@ impl SlotCells {
     }
 }
 
+/// The cells of a slot, which a snapshot may be reading: then whoever counts into them copies them first. Most slots are over by then and never copied.
+#[derive(Debug)]
+enum Held {
+    Own(SlotCells),
+    Shared(Arc<SlotCells>),
+}
+
+impl Held {
+    fn own(&mut self) -> &mut SlotCells {
+        if let Self::Shared(shared) = self {
+            *self = Self::Own(Arc::unwrap_or_clone(std::mem::take(shared)));
+        }
+        match self {
+            Self::Own(cells) => cells,
+            Self::Shared(_) => unreachable!("made its own above"),
+        }
+    }
+
+    /// Another one of the same cells, without a copy.
+    fn share(&mut self) -> Self {
+        if let Self::Own(cells) = self {
+            *self = Self::Shared(Arc::new(std::mem::take(cells)));
+        }
+        self.clone()
+    }
+}
+
+impl Clone for Held {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Own(cells) => Self::Own(cells.clone()),
+            Self::Shared(cells) => Self::Shared(Arc::clone(cells)),
+        }
+    }
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self::Own(SlotCells::default())
+    }
+}
+
+impl std::ops::Deref for Held {
+    type Target = SlotCells;
+
+    fn deref(&self) -> &SlotCells {
+        match self {
+            Self::Own(cells) => cells,
+            Self::Shared(cells) => cells,
+        }
+    }
+}
+
 /// A closed minute, whose rows leave memory for history.
 #[derive(Clone, Debug)]
 pub struct ClosedMinute {
     /// Its start.
     pub start: Timestamp,
-    slots: Vec<(Slot, SlotCells)>,
+    slots: Vec<(Slot, Held)>,
     with_rules: Arc<[EndpointId]>,
 }
 
@@ -169,19 +222,19 @@ impl ClosedMinute {
 /// The counts of minutes that are open, or that late data opened again; and of those that are closed and on their way to history.
 #[derive(Clone, Debug, Default)]
 pub struct OpenSlots {
-    slots: BTreeMap<Slot, SlotCells>,
+    slots: BTreeMap<Slot, Held>,
     leaving: Vec<Arc<ClosedMinute>>,
 }
 
 impl OpenSlots {
     /// Counts into a slot.
     pub fn add(&mut self, id: EndpointId, slot: Slot, counted: &Counted<'_>) {
-        self.slots.entry(slot).or_default().cell(id).add(counted);
+        self.slots.entry(slot).or_default().own().cell(id).add(counted);
     }
 
     /// Counts a whole cell into a slot.
     pub fn add_cell(&mut self, id: EndpointId, slot: Slot, cell: Cell) {
-        let to = self.slots.entry(slot).or_default().cell(id);
+        let to = self.slots.entry(slot).or_default().own().cell(id);
         match to {
             OpenCell::Plain { total: 0, .. } => *to = OpenCell::Full(Box::new(cell)),
             _ => to.full().merge(&cell),
@@ -205,12 +258,12 @@ impl OpenSlots {
 
     /// Like [`OpenSlots::visit`], without what is on its way to history.
     pub fn visit_open(&self, wanted: &Wanted, range: TimeRange, visit: impl FnMut(Slot, EndpointId, &Cell)) {
-        visit_cells(self.slots.iter().map(|(slot, cells)| (*slot, cells)), wanted, range, visit);
+        visit_cells(self.slots.iter().map(|(slot, cells)| (*slot, &**cells)), wanted, range, visit);
     }
 
     fn all(&self) -> impl Iterator<Item = (Slot, &SlotCells)> {
-        let leaving = self.leaving.iter().flat_map(|minute| minute.slots.iter().map(|(slot, cells)| (*slot, cells)));
-        leaving.chain(self.slots.iter().map(|(slot, cells)| (*slot, cells)))
+        let leaving = self.leaving.iter().flat_map(|minute| minute.slots.iter().map(|(slot, cells)| (*slot, &**cells)));
+        leaving.chain(self.slots.iter().map(|(slot, cells)| (*slot, &**cells)))
     }
 
     /// The last slot that holds anything.
@@ -223,7 +276,7 @@ impl OpenSlots {
     pub fn close_minutes(&mut self, last: Slot, with_rules: &Arc<[EndpointId]>) -> Vec<Arc<ClosedMinute>> {
         let open = self.slots.split_off(&Slot(minutes_end(last)));
         let closed = std::mem::replace(&mut self.slots, open);
-        let mut minutes: BTreeMap<Timestamp, Vec<(Slot, SlotCells)>> = BTreeMap::new();
+        let mut minutes: BTreeMap<Timestamp, Vec<(Slot, Held)>> = BTreeMap::new();
         for (slot, cells) in closed {
             minutes.entry(Tier::Minute.period_of(slot.start())).or_default().push((slot, cells));
         }
@@ -235,10 +288,10 @@ impl OpenSlots {
         self.leaving.push(Arc::clone(minute));
     }
 
-    /// What is open, alone.
+    /// What is open, alone: as it is now, without a copy of it.
     #[must_use]
-    pub fn without_leaving(&self) -> Self {
-        Self { slots: self.slots.clone(), leaving: Vec::new() }
+    pub fn share(&mut self) -> Self {
+        Self { slots: self.slots.iter_mut().map(|(slot, cells)| (*slot, cells.share())).collect(), leaving: Vec::new() }
     }
 
     /// Takes over the cells of closed minutes that begin at slot `from` or later, of some endpoints; forgets what is older.
