@@ -32,8 +32,11 @@ use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
 /// Recent latency is that of the last minute judged and of what came since.
 const RECENT_SLOTS: u32 = 6;
 
-/// Counts that wait to be settled, at most: two or three thousand timings, which take about a millisecond; answers wait for it.
-const WAITING_BYTES_MAX: usize = 8 << 10;
+/// Counts are settled when so many frames like the last one wait: under full load several together cost less, under a moderate one no answer waits long for it.
+const WAITING_FRAMES: usize = 4;
+
+/// In bytes, at least and at most: from about two thousand timings, a millisecond with very many endpoints, to about sixty thousand.
+const WAITING_BYTES: std::ops::RangeInclusive<usize> = 8 << 10..=256 << 10;
 
 /// Endpoints that are settled together.
 const BLOCK: u32 = 512;
@@ -413,7 +416,8 @@ impl Machine {
             self.settle();
             delta.counts.for_each(|slot, id, counted| self.count(slot, id, &counted));
         }
-        if self.waiting_bytes >= WAITING_BYTES_MAX {
+        let enough = (WAITING_FRAMES * delta.counts.bytes().len()).clamp(*WAITING_BYTES.start(), *WAITING_BYTES.end());
+        if self.waiting_bytes >= enough {
             self.settle();
         }
         for committed in &delta.batches {
