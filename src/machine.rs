@@ -582,7 +582,7 @@ impl Machine {
     /// Everything but the batch keys, which the index keeps, and minutes on their way to history.
     #[must_use]
     pub fn state(&mut self) -> State {
-        debug_assert!(self.waiting.is_empty(), "what was taken in is settled before it is kept");
+        self.settle();
         State {
             position: self.position,
             endpoints: self.catalogue.entries().to_vec(),

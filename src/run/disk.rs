@@ -128,6 +128,9 @@ pub struct Keeper {
     pub(super) keep_log_ms: i64,
     /// How far apart checkpoints are, in milliseconds.
     pub snapshot_every_ms: i64,
+    /// A snapshot is taken when the log has grown by so much since the last, however short a time ago that was: the next start reads this much at most, and what came while
+    /// the snapshot was written.
+    pub snapshot_log_bytes: u64,
     pub(super) last_snapshot: Timestamp,
     pub(super) last_sweep: Timestamp,
     /// How much of the log was read at the start.

@@ -24,10 +24,6 @@ use crate::time::{Tier, Timestamp};
 /// Closed minutes that may wait to be written.
 const LEAVING_MAX: usize = 16;
 
-/// A snapshot is taken when the log has grown so much since the last, however short a time ago that was: the next start reads this much at most, and what came while the
-/// snapshot was written.
-const LOG_BYTES_MAX: u64 = 32 << 20;
-
 /// After a write that found no room on the disk, the next is tried so much later.
 pub const NO_ROOM_WAIT: Duration = Duration::from_millis(250);
 
@@ -71,6 +67,7 @@ pub struct HistoryWriter {
     keep_minutes_ms: i64,
     keep_hours_ms: i64,
     snapshot_every_ms: i64,
+    snapshot_log_bytes: u64,
     last_snapshot: Timestamp,
     /// By how much the log has grown since then.
     log_bytes: u64,
@@ -101,6 +98,7 @@ impl HistoryWriter {
             keep_minutes_ms: keeper.keep_minutes_ms,
             keep_hours_ms: keeper.keep_hours_ms,
             snapshot_every_ms: keeper.snapshot_every_ms,
+            snapshot_log_bytes: keeper.snapshot_log_bytes,
             last_snapshot: keeper.last_snapshot,
             log_bytes: keeper.replayed_bytes,
             checkpointing: false,
@@ -210,7 +208,7 @@ impl HistoryWriter {
     /// Whether it is time for a checkpoint, after a slot has closed or else, and the one before has ended.
     #[must_use]
     pub fn is_due(&self, now: Timestamp, slot_closed: bool) -> bool {
-        !self.checkpointing && (self.log_bytes >= LOG_BYTES_MAX || slot_closed && now.0 - self.last_snapshot.0 >= self.snapshot_every_ms)
+        !self.checkpointing && (self.log_bytes >= self.snapshot_log_bytes || slot_closed && now.0 - self.last_snapshot.0 >= self.snapshot_every_ms)
     }
 
     /// Hands on the state for a snapshot.

@@ -82,6 +82,7 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
         keep_hours_ms: retention.hours_ms,
         keep_log_ms: retention.log_ms,
         snapshot_every_ms: 60_000,
+        snapshot_log_bytes: 32 << 20,
         last_snapshot: now,
         last_sweep: Timestamp(0),
         replayed_bytes: 0,

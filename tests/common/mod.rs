@@ -125,6 +125,10 @@ impl Server {
 
     pub fn try_start(dir: &Path, retention: Retention, segment_bytes: u64, now: Timestamp) -> Result<Self, slowburn::run::disk::Error> {
         let opened = recovery::open(dir, LIMITS, retention, now, false)?;
+        Ok(Self::start_on(opened, dir, segment_bytes, now))
+    }
+
+    pub fn start_on(opened: recovery::Opened, dir: &Path, segment_bytes: u64, now: Timestamp) -> Self {
         let clock = Arc::new(Clock::by_hand(now));
         let refusals = Arc::new(Refusals::default());
         let disk_full = Arc::new(AtomicBool::new(false));
@@ -171,7 +175,7 @@ impl Server {
             ready: Arc::new(AtomicBool::new(true)),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Ok(Self { dir: dir.to_owned(), clock, handle, engine, router: show::router(site), runtime, _lock: opened.lock })
+        Self { dir: dir.to_owned(), clock, handle, engine, router: show::router(site), runtime, _lock: opened.lock }
     }
 
     /// Moves the clock and waits until the engine has seen it; whether it still runs.
