@@ -16,8 +16,9 @@ use crate::counting::{Cell, Outcome, Span, Tally};
 use crate::endpoint::{EndpointId, EndpointKey, OVERFLOW_ROUTE};
 use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
-use crate::history::counts::{Cells, Counted, Counts, Writer};
+use crate::history::counts::{Counted, Counts, Writer};
 use crate::history::creation::{Creation, May};
+use crate::history::gathered::{Block, Gathered};
 use crate::history::open_slots::{ClosedMinute, OpenSlots};
 use crate::history::reader::Wanted;
 use crate::history::totals::{Sums, Total};
@@ -31,15 +32,6 @@ use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
 
 /// Recent latency is that of the last minute judged and of what came since.
 const RECENT_SLOTS: u32 = 6;
-
-/// Counts are settled when so many frames like the last one wait: under full load several together cost less, under a moderate one no answer waits long for it.
-const WAITING_FRAMES: usize = 4;
-
-/// In bytes, at least and at most: from about two thousand timings, a millisecond with very many endpoints, to about sixty thousand.
-const WAITING_BYTES: std::ops::RangeInclusive<usize> = 8 << 10..=256 << 10;
-
-/// Endpoints that are settled together.
-const BLOCK: u32 = 512;
 
 /// One frame's worth of change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -241,8 +233,7 @@ pub struct Machine {
     with_rules: Arc<[EndpointId]>,
     rebuilding: bool,
     /// Counts of frames that were taken in and are to be settled.
-    waiting: Vec<Counts>,
-    waiting_bytes: usize,
+    gathered: Gathered,
     /// Nothing but the judge's sums is kept; the last slot that anything came into.
     judging_alone: Option<Slot>,
 }
@@ -303,8 +294,7 @@ impl Machine {
             counting: Vec::new(),
             with_rules: Arc::new([]),
             rebuilding: false,
-            waiting: Vec::new(),
-            waiting_bytes: 0,
+            gathered: Gathered::default(),
             judging_alone: None,
         }
     }
@@ -380,23 +370,25 @@ impl Machine {
     /// Never: closing a slot is not refused.
     #[must_use]
     pub fn close(&self, end: Slot) -> Delta {
-        debug_assert!(self.waiting.is_empty(), "what was taken in is settled before it is judged");
+        debug_assert!(self.gathered.is_empty(), "what was taken in is settled before it is judged");
         self.judge.decide(judge::Command::CloseSlot(end)).expect("closing a slot is never refused").into()
     }
 
     /// Takes a frame in: the only mutation.
     pub fn apply(&mut self, position: Position, delta: &Delta) -> Effects {
+        let effects = self.take(position, delta, delta.counts.clone());
         self.settle();
-        self.take(position, delta, false)
+        effects
     }
 
-    /// Likewise, but its counts may wait for those of later frames, until [`Machine::settle`]: nothing is to be read off the state before. An endpoint that several frames
-    /// counted is then found in memory once, which is most of what counting costs.
-    pub fn take_in(&mut self, position: Position, delta: &Delta) -> Effects {
-        self.take(position, delta, true)
+    /// Likewise, but its counts may wait for those of later frames, until [`Machine::settle`]: nothing is to be read off the state before. They are taken out
+    /// of it.
+    pub fn take_in(&mut self, position: Position, delta: &mut Delta) -> Effects {
+        let counts = std::mem::take(&mut delta.counts);
+        self.take(position, delta, counts)
     }
 
-    fn take(&mut self, position: Position, delta: &Delta, may_wait: bool) -> Effects {
+    fn take(&mut self, position: Position, delta: &Delta, counts: Counts) -> Effects {
         self.position = position;
         let mut effects = Effects::default();
         for entry in &delta.endpoints {
@@ -409,15 +401,8 @@ impl Machine {
                 self.with_rules = self.with_rules.iter().copied().chain([id]).collect();
             }
         }
-        if may_wait && delta.records.is_empty() {
-            self.waiting_bytes += delta.counts.bytes().len();
-            self.waiting.push(delta.counts.clone());
-        } else {
-            self.settle();
-            delta.counts.for_each(|slot, id, counted| self.count(slot, id, &counted));
-        }
-        let enough = (WAITING_FRAMES * delta.counts.bytes().len()).clamp(*WAITING_BYTES.start(), *WAITING_BYTES.end());
-        if self.waiting_bytes >= enough {
+        self.gather(counts);
+        if !delta.records.is_empty() {
             self.settle();
         }
         for committed in &delta.batches {
@@ -458,51 +443,51 @@ impl Machine {
         effects
     }
 
-    /// Counts what waits: all frames together, endpoints by blocks that the cache holds.
+    /// Counts what waits.
     pub fn settle(&mut self) {
-        let waiting = std::mem::take(&mut self.waiting);
-        self.waiting_bytes = 0;
-        if let [one] = waiting.as_slice() {
-            one.for_each(|slot, id, counted| self.count(slot, id, &counted));
-            return;
-        }
-        let (mut groups, mut buckets): (Vec<Cells<'_>>, _) = (waiting.iter().flat_map(Counts::groups).collect(), Vec::new());
-        groups.sort_by_key(|cells| cells.slot);
-        for groups in groups.chunk_by_mut(|a, b| a.slot == b.slot) {
-            for end in (BLOCK..).step_by(BLOCK as usize).take(self.catalogue.entries().len().div_ceil(BLOCK as usize)) {
-                for cells in &mut *groups {
-                    cells.below(EndpointId(end), &mut buckets, &mut |slot, id, counted| self.count(slot, id, &counted));
-                }
-            }
-        }
+        let mut gathered = std::mem::take(&mut self.gathered);
+        gathered.count_all(|block| self.count(block));
+        self.gathered = gathered;
     }
 
-    fn count(&mut self, slot: Slot, id: EndpointId, counted: &Counted<'_>) {
-        let at = id.0 as usize;
+    fn gather(&mut self, counts: Counts) {
+        let mut gathered = std::mem::take(&mut self.gathered);
+        gathered.add(counts, |block| self.count(block));
+        self.gathered = gathered;
+    }
+
+    fn count(&mut self, block: Block<'_>) {
+        let (slot, first) = (block.slot, block.first);
         if let Some(last) = &mut self.judging_alone {
             *last = slot.max(*last);
-            if let Some(counting) = &self.counting[at] {
-                match counted {
-                    Counted::One { outcome, us } => self.judge.count_one(id, slot, *outcome, *us),
-                    Counted::Full(cell) => self.judge.count(id, slot, cell),
-                    Counted::Plain { .. } => self.judge.count(id, slot, &counted.to_cell(&counting.thresholds_us, counting.digits)),
+            block.for_each(|id, counted| {
+                if let Some(counting) = &self.counting[id.0 as usize] {
+                    match counted {
+                        Counted::One { outcome, us } => self.judge.count_one(id, slot, *outcome, *us),
+                        Counted::Full(cell) => self.judge.count(id, slot, cell),
+                        Counted::Plain { .. } => self.judge.count(id, slot, &counted.to_cell(&counting.thresholds_us, counting.digits)),
+                    }
                 }
-            }
+            });
             return;
         }
-        let Some(counting) = &self.counting[at] else {
-            self.open.add(id, slot, counted);
+        let mut cells = self.open.block(slot, first);
+        block.for_each(|id, counted| {
+            let at = id.0 as usize;
+            let Some(counting) = &self.counting[at] else {
+                cells.add(id, counted);
+                if !self.rebuilding {
+                    self.totals[at].add(counted);
+                }
+                return;
+            };
+            let cell = counted.to_cell(&counting.thresholds_us, counting.digits);
             if !self.rebuilding {
-                self.totals[at].add(counted);
+                self.judge.count(id, slot, &cell);
+                self.totals[at].add_cell(&cell);
             }
-            return;
-        };
-        let cell = counted.to_cell(&counting.thresholds_us, counting.digits);
-        if !self.rebuilding {
-            self.judge.count(id, slot, &cell);
-            self.totals[at].add_cell(&cell);
-        }
-        self.open.add_cell(id, slot, cell);
+            cells.add_cell(id, cell);
+        });
     }
 
     /// What is counted of each endpoint, by what is owed now.
@@ -631,6 +616,7 @@ impl Machine {
 
     /// Counts what history says and what is still open.
     pub fn finish_rebuild(&mut self, past: impl FnOnce(&mut Self)) {
+        self.settle();
         self.judge.forget_counts();
         self.rebuilding = false;
         past(self);

@@ -101,7 +101,8 @@ fn many_routes_at_once_are_the_merge_of_single_ones() {
     let hours = Hours::write(12, |hour| (0..700).filter(|id| (i64::from(*id) + hour) % 5 > 0).map(|id| durations.row(id, 1 + id % 40)).collect());
     let mut open = OpenSlots::default();
     for id in 0..900 {
-        open.add_cell(EndpointId(id), Slot((12 * HOUR / 10_000) as u32 + id % 3), durations.row(id, 3).cell);
+        let slot = Slot((12 * HOUR / 10_000) as u32 + id % 3);
+        open.block(slot, EndpointId(id)).add_cell(EndpointId(id), durations.row(id, 3).cell);
     }
     for wanted in [these(0..1), these((0..900).filter(|id| id % 3 == 0)), these(0..900), Wanted::All, these(850..870), these(std::iter::empty())] {
         for step in [None, Some(HOUR)] {

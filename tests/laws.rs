@@ -249,7 +249,7 @@ fn frames_settled_together_leave_what_they_leave_one_by_one() {
             prop_assert_eq!(&together.fold(&[&admitted(&together, &lines, NOW)]), &delta);
             let position = one_by_one.position.next();
             one_by_one.apply(position, &delta);
-            together.take_in(position, &delta);
+            together.take_in(position, &mut delta.clone());
             if looks >> (n % 16) & 1 == 1 {
                 together.settle();
             }

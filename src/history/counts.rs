@@ -205,16 +205,24 @@ impl Counts {
         while !rest.is_empty() {
             let slot = Slot(u32::try_from(take_varint(&mut rest)?).map_err(|_| Error::Malformed)?);
             groups.push(Group { slot, at: bytes.len() - rest.len() });
-            let mut cells = Cells { slot, bytes: rest, before: 0 };
-            cells.take(u64::MAX, &mut buckets, &mut |_, _, _| ())?;
-            rest = cells.bytes;
+            let mut next = first_endpoint(&mut rest)?;
+            while let Some(id) = next {
+                next = take_cell(&mut rest, id, &mut buckets)?.1;
+            }
         }
         Ok(Self { bytes, groups })
     }
 
-    /// The cells by groups of one slot.
-    pub fn groups(&self) -> impl Iterator<Item = Cells<'_>> {
-        self.groups.iter().map(|g| Cells { slot: g.slot, bytes: &self.bytes[g.at..], before: 0 })
+    /// The cells by groups of one slot, all still to be visited.
+    ///
+    /// # Panics
+    /// Never: the bytes were written here or checked by [`Counts::decode`].
+    pub fn groups(&self) -> impl Iterator<Item = Cells> {
+        self.groups.iter().map(|g| {
+            let mut rest = &self.bytes[g.at..];
+            let next = first_endpoint(&mut rest).expect("the bytes were checked");
+            Cells { slot: g.slot, at: self.bytes.len() - rest.len(), next }
+        })
     }
 
     /// Visits each cell, by slot and endpoint as written.
@@ -223,62 +231,73 @@ impl Counts {
     /// Never: the bytes were written here or checked by [`Counts::decode`].
     pub fn for_each(&self, mut visit: impl FnMut(Slot, EndpointId, Counted<'_>)) {
         let mut buckets = Vec::new();
-        self.groups().for_each(|mut cells| cells.take(u64::MAX, &mut buckets, &mut visit).expect("the bytes were checked"));
+        for mut cells in self.groups() {
+            let slot = cells.slot;
+            cells.visit_below(self, u64::MAX, &mut buckets, &mut |id, counted| visit(slot, id, counted));
+        }
     }
 }
 
 /// Cells of one slot, ascending by endpoint, that are still to be visited.
-#[derive(Clone, Debug)]
-pub struct Cells<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct Cells {
     /// Of which slot.
     pub slot: Slot,
-    bytes: &'a [u8],
-    before: u64,
+    /// Where the next one stands, behind its endpoint.
+    at: usize,
+    next: Option<EndpointId>,
 }
 
-impl Cells<'_> {
-    /// Visits those of endpoints below `end`; `buckets` is room to work in.
+impl Cells {
+    /// Whose the next one is.
+    #[must_use]
+    pub fn next(&self) -> Option<EndpointId> {
+        self.next
+    }
+
+    /// Visits those of endpoints below `end`; `counts` is where they are, `buckets` room to work in. Tells how many bytes that was.
     ///
     /// # Panics
     /// Never: the bytes were written here or checked by [`Counts::decode`].
-    pub fn below(&mut self, end: EndpointId, buckets: &mut Vec<(u16, u64)>, visit: &mut impl FnMut(Slot, EndpointId, Counted<'_>)) {
-        self.take(u64::from(end.0), buckets, visit).expect("the bytes were checked");
-    }
-
-    /// After the last one the bytes are what stands behind the group.
-    fn take(&mut self, end: u64, buckets: &mut Vec<(u16, u64)>, visit: &mut impl FnMut(Slot, EndpointId, Counted<'_>)) -> Result<(), Error> {
-        loop {
-            let mut rest = self.bytes;
-            let bytes = &mut rest;
-            let distance = take_varint(bytes)?;
-            if distance == 0 {
-                // Stays before the end of a group that goes on being asked, and goes behind it when all were asked for.
-                if end == u64::MAX {
-                    self.bytes = rest;
-                }
-                return Ok(());
-            }
-            let at = self.before.checked_add(distance - 1).ok_or(Error::Malformed)?;
-            if at >= end {
-                return Ok(());
-            }
-            let id = EndpointId(u32::try_from(at).map_err(|_| Error::Malformed)?);
-            let head = take_varint(bytes)?;
-            let counted = if head & 1 == 0 {
-                Counted::One { outcome: Outcome::ALL[(head >> 1 & 3) as usize], us: head >> 3 }
-            } else if head == FULL {
-                Counted::Full(Cell::take(bytes)?)
-            } else if head & 3 == PLAIN {
-                let (client_errors, more_us) = (take_varint(bytes)?, take_varint(bytes)?);
-                take_buckets(bytes, head >> 2, buckets)?;
-                Counted::Plain { client_errors, sum_us: lowest_sum(buckets).wrapping_add(more_us), buckets }
-            } else {
-                return Err(Error::Malformed);
-            };
-            (self.bytes, self.before) = (rest, at);
-            visit(self.slot, id, counted);
+    pub fn visit_below(&mut self, counts: &Counts, end: u64, buckets: &mut Vec<(u16, u64)>, visit: &mut impl FnMut(EndpointId, Counted<'_>)) -> usize {
+        let mut rest = &counts.bytes[self.at..];
+        while let Some(id) = self.next.filter(|id| u64::from(id.0) < end) {
+            let (counted, next) = take_cell(&mut rest, id, buckets).expect("the bytes were checked");
+            self.next = next;
+            visit(id, counted);
         }
+        let before = std::mem::replace(&mut self.at, counts.bytes.len() - rest.len());
+        self.at - before
     }
+}
+
+fn first_endpoint(bytes: &mut &[u8]) -> Result<Option<EndpointId>, Error> {
+    endpoint_after(bytes, EndpointId(0))
+}
+
+/// The endpoint of the next cell; `None` at the end of the group.
+fn endpoint_after(bytes: &mut &[u8], before: EndpointId) -> Result<Option<EndpointId>, Error> {
+    let Some(distance) = take_varint(bytes)?.checked_sub(1) else { return Ok(None) };
+    let id = u64::from(before.0).checked_add(distance).and_then(|id| u32::try_from(id).ok()).ok_or(Error::Malformed)?;
+    Ok(Some(EndpointId(id)))
+}
+
+/// A cell, and the endpoint of the next one.
+#[inline]
+fn take_cell<'b>(bytes: &mut &[u8], id: EndpointId, buckets: &'b mut Vec<(u16, u64)>) -> Result<(Counted<'b>, Option<EndpointId>), Error> {
+    let head = take_varint(bytes)?;
+    let counted = if head & 1 == 0 {
+        Counted::One { outcome: Outcome::ALL[(head >> 1 & 3) as usize], us: head >> 3 }
+    } else if head == FULL {
+        Counted::Full(Cell::take(bytes)?)
+    } else if head & 3 == PLAIN {
+        let (client_errors, more_us) = (take_varint(bytes)?, take_varint(bytes)?);
+        take_buckets(bytes, head >> 2, buckets)?;
+        Counted::Plain { client_errors, sum_us: lowest_sum(buckets).wrapping_add(more_us), buckets }
+    } else {
+        return Err(Error::Malformed);
+    };
+    Ok((counted, endpoint_after(bytes, id)?))
 }
 
 fn take_buckets(bytes: &mut &[u8], len: u64, into: &mut Vec<(u16, u64)>) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! What was counted: the catalogue of endpoints and how fast it may grow ([`creation`]), open slots in memory ([`open_slots`]), closed periods in files ([`closed_periods`]), the index over
+//! What was counted: the catalogue of endpoints and how fast it may grow ([`creation`]), what frames counted ([`counts`], [`gathered`]), open slots in memory ([`open_slots`]), closed periods in files ([`closed_periods`]), the index over
 //! them ([`index`]), coarser periods from finer ones ([`roll_up`]),
 //! what becomes of damaged files ([`repair`], [`losses`]), and reading across all of them ([`query`]).
 
@@ -6,6 +6,7 @@ pub mod catalogue;
 pub mod closed_periods;
 pub mod counts;
 pub mod creation;
+pub mod gathered;
 pub mod index;
 mod index_store;
 mod layout;

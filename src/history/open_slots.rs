@@ -1,7 +1,7 @@
 //! Open slots: the counts of the minutes that are not closed yet, by slot and endpoint, in memory; and the rows that a closed minute leaves.
 //!
-//! A slot keeps its cells in the order in which they began and finds them through pages of 256 endpoints, so that a slot that only a few late timings opened costs little and
-//! a full one no hashing. A plain cell (nothing failed, no weights, no thresholds) is 48 bytes with up to four buckets; anything else is a whole [`Cell`].
+//! A slot keeps its cells in pages of [`BLOCK`] endpoints, each in the order in which they began, so that a slot that only a few late timings opened costs little, a full one no
+//! hashing, and neighbours lie together. A plain cell (nothing failed, no weights, no thresholds) is 48 bytes with up to four buckets; anything else is a whole [`Cell`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,94 +92,76 @@ impl OpenCell {
     }
 }
 
-const PAGE: usize = 256;
+/// Endpoints that are counted together, and whose cells of a slot lie together.
+pub const BLOCK: u32 = 256;
 
-/// The cells of one slot.
-#[derive(Clone, Debug, Default)]
-pub struct SlotCells {
+/// The cells of a block of endpoints.
+#[derive(Clone, Debug)]
+struct Page {
     /// By endpoint: the place of its cell from 1, or 0.
-    pages: Vec<Option<Box<[u32; PAGE]>>>,
+    places: [u16; BLOCK as usize],
     cells: Vec<OpenCell>,
 }
 
-impl SlotCells {
+impl Page {
     fn cell(&mut self, id: EndpointId) -> &mut OpenCell {
-        let (page, at) = (id.0 as usize / PAGE, id.0 as usize % PAGE);
+        let place = &mut self.places[(id.0 % BLOCK) as usize];
+        if *place == 0 {
+            self.cells.push(OpenCell::Plain { sum_us: 0, total: 0, client_errors: 0, buckets: Listed::default() });
+            *place = u16::try_from(self.cells.len()).expect("a page has at most one cell for each of its endpoints");
+        }
+        &mut self.cells[usize::from(*place) - 1]
+    }
+
+    fn get(&self, at: u32) -> Option<&OpenCell> {
+        self.cells.get(usize::from(self.places[at as usize]).checked_sub(1)?)
+    }
+}
+
+/// The cells of a slot and of a block of endpoints, to count into.
+#[derive(Debug)]
+pub struct BlockCells<'a>(&'a mut Page);
+
+impl BlockCells<'_> {
+    /// Counts, for an endpoint of the block.
+    pub fn add(&mut self, id: EndpointId, counted: &Counted<'_>) {
+        self.0.cell(id).add(counted);
+    }
+
+    /// Counts a whole cell, likewise.
+    pub fn add_cell(&mut self, id: EndpointId, cell: Cell) {
+        let to = self.0.cell(id);
+        match to {
+            OpenCell::Plain { total: 0, .. } => *to = OpenCell::Full(Box::new(cell)),
+            _ => to.full().merge(&cell),
+        }
+    }
+}
+
+/// The cells of one slot. A page of them may be shared with a snapshot or a minute that leaves: whoever counts into it then copies it first. Most slots are over by then and
+/// nothing is copied.
+#[derive(Clone, Debug, Default)]
+pub struct SlotCells {
+    pages: Vec<Option<Arc<Page>>>,
+}
+
+impl SlotCells {
+    fn block(&mut self, id: EndpointId) -> BlockCells<'_> {
+        let page = (id.0 / BLOCK) as usize;
         if page >= self.pages.len() {
             self.pages.resize(page + 1, None);
         }
-        let place = &mut self.pages[page].get_or_insert_with(|| Box::new([0; PAGE]))[at];
-        if *place == 0 {
-            self.cells.push(OpenCell::Plain { sum_us: 0, total: 0, client_errors: 0, buckets: Listed::default() });
-            *place = u32::try_from(self.cells.len()).expect("a slot has at most one cell for each endpoint, whose numbers are u32");
-        }
-        &mut self.cells[*place as usize - 1]
+        BlockCells(Arc::make_mut(self.pages[page].get_or_insert_with(|| Arc::new(Page { places: [0; BLOCK as usize], cells: Vec::new() }))))
     }
 
     fn get(&self, id: EndpointId) -> Option<&OpenCell> {
-        let place = self.pages.get(id.0 as usize / PAGE)?.as_ref()?[id.0 as usize % PAGE];
-        self.cells.get((place as usize).checked_sub(1)?)
+        self.pages.get((id.0 / BLOCK) as usize)?.as_ref()?.get(id.0 % BLOCK)
     }
 
     /// By endpoint, ascending.
     fn iter(&self) -> impl Iterator<Item = (EndpointId, &OpenCell)> {
-        let pages = self.pages.iter().zip(0_u32..).filter_map(|(page, n)| Some((page.as_ref()?, n * u32::try_from(PAGE).ok()?)));
-        pages.flat_map(|(page, first)| {
-            page.iter().zip(first..).filter(|(place, _)| **place > 0).map(|(place, id)| (EndpointId(id), &self.cells[*place as usize - 1]))
-        })
-    }
-}
-
-/// The cells of a slot, which a snapshot may be reading: then whoever counts into them copies them first. Most slots are over by then and never copied.
-#[derive(Debug)]
-enum Held {
-    Own(SlotCells),
-    Shared(Arc<SlotCells>),
-}
-
-impl Held {
-    fn own(&mut self) -> &mut SlotCells {
-        if let Self::Shared(shared) = self {
-            *self = Self::Own(Arc::unwrap_or_clone(std::mem::take(shared)));
-        }
-        match self {
-            Self::Own(cells) => cells,
-            Self::Shared(_) => unreachable!("made its own above"),
-        }
-    }
-
-    /// Another one of the same cells, without a copy.
-    fn share(&mut self) -> Self {
-        if let Self::Own(cells) = self {
-            *self = Self::Shared(Arc::new(std::mem::take(cells)));
-        }
-        self.clone()
-    }
-}
-
-impl Clone for Held {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Own(cells) => Self::Own(cells.clone()),
-            Self::Shared(cells) => Self::Shared(Arc::clone(cells)),
-        }
-    }
-}
-
-impl Default for Held {
-    fn default() -> Self {
-        Self::Own(SlotCells::default())
-    }
-}
-
-impl std::ops::Deref for Held {
-    type Target = SlotCells;
-
-    fn deref(&self) -> &SlotCells {
-        match self {
-            Self::Own(cells) => cells,
-            Self::Shared(cells) => cells,
-        }
+        let pages = self.pages.iter().zip((0_u32..).step_by(BLOCK as usize)).filter_map(|(page, first)| Some((page.as_ref()?, first)));
+        pages.flat_map(|(page, first)| (0..BLOCK).filter_map(move |at| Some((EndpointId(first + at), page.get(at)?))))
     }
 }
 
@@ -188,7 +170,7 @@ impl std::ops::Deref for Held {
 pub struct ClosedMinute {
     /// Its start.
     pub start: Timestamp,
-    slots: Vec<(Slot, Held)>,
+    slots: Vec<(Slot, SlotCells)>,
     with_rules: Arc<[EndpointId]>,
 }
 
@@ -197,7 +179,7 @@ impl ClosedMinute {
     pub fn rows(&self) -> impl Iterator<Item = Row> + '_ {
         let pages = self.slots.iter().map(|(_, cells)| cells.pages.len()).max().unwrap_or(0);
         let ids = (0..pages).filter(|page| self.slots.iter().any(|(_, cells)| cells.pages.get(*page).is_some_and(Option::is_some)));
-        let ids = ids.flat_map(|page| page * PAGE..(page + 1) * PAGE).filter_map(|id| u32::try_from(id).ok());
+        let ids = ids.filter_map(|page| u32::try_from(page).ok()).flat_map(|page| page * BLOCK..(page + 1) * BLOCK);
         ids.filter_map(|id| self.row(EndpointId(id)))
     }
 
@@ -222,23 +204,14 @@ impl ClosedMinute {
 /// The counts of minutes that are open, or that late data opened again; and of those that are closed and on their way to history.
 #[derive(Clone, Debug, Default)]
 pub struct OpenSlots {
-    slots: BTreeMap<Slot, Held>,
+    slots: BTreeMap<Slot, SlotCells>,
     leaving: Vec<Arc<ClosedMinute>>,
 }
 
 impl OpenSlots {
-    /// Counts into a slot.
-    pub fn add(&mut self, id: EndpointId, slot: Slot, counted: &Counted<'_>) {
-        self.slots.entry(slot).or_default().own().cell(id).add(counted);
-    }
-
-    /// Counts a whole cell into a slot.
-    pub fn add_cell(&mut self, id: EndpointId, slot: Slot, cell: Cell) {
-        let to = self.slots.entry(slot).or_default().own().cell(id);
-        match to {
-            OpenCell::Plain { total: 0, .. } => *to = OpenCell::Full(Box::new(cell)),
-            _ => to.full().merge(&cell),
-        }
+    /// The cells of one slot and of the block of an endpoint.
+    pub fn block(&mut self, slot: Slot, id: EndpointId) -> BlockCells<'_> {
+        self.slots.entry(slot).or_default().block(id)
     }
 
     /// The cells there are, by slot and endpoint; those on their way to history too, before the others.
@@ -258,12 +231,12 @@ impl OpenSlots {
 
     /// Like [`OpenSlots::visit`], without what is on its way to history.
     pub fn visit_open(&self, wanted: &Wanted, range: TimeRange, visit: impl FnMut(Slot, EndpointId, &Cell)) {
-        visit_cells(self.slots.iter().map(|(slot, cells)| (*slot, &**cells)), wanted, range, visit);
+        visit_cells(self.slots.iter().map(|(slot, cells)| (*slot, cells)), wanted, range, visit);
     }
 
     fn all(&self) -> impl Iterator<Item = (Slot, &SlotCells)> {
-        let leaving = self.leaving.iter().flat_map(|minute| minute.slots.iter().map(|(slot, cells)| (*slot, &**cells)));
-        leaving.chain(self.slots.iter().map(|(slot, cells)| (*slot, &**cells)))
+        let leaving = self.leaving.iter().flat_map(|minute| minute.slots.iter().map(|(slot, cells)| (*slot, cells)));
+        leaving.chain(self.slots.iter().map(|(slot, cells)| (*slot, cells)))
     }
 
     /// The last slot that holds anything.
@@ -276,7 +249,7 @@ impl OpenSlots {
     pub fn close_minutes(&mut self, last: Slot, with_rules: &Arc<[EndpointId]>) -> Vec<Arc<ClosedMinute>> {
         let open = self.slots.split_off(&Slot(minutes_end(last)));
         let closed = std::mem::replace(&mut self.slots, open);
-        let mut minutes: BTreeMap<Timestamp, Vec<(Slot, Held)>> = BTreeMap::new();
+        let mut minutes: BTreeMap<Timestamp, Vec<(Slot, SlotCells)>> = BTreeMap::new();
         for (slot, cells) in closed {
             minutes.entry(Tier::Minute.period_of(slot.start())).or_default().push((slot, cells));
         }
@@ -290,8 +263,8 @@ impl OpenSlots {
 
     /// What is open, alone: as it is now, without a copy of it.
     #[must_use]
-    pub fn share(&mut self) -> Self {
-        Self { slots: self.slots.iter_mut().map(|(slot, cells)| (*slot, cells.share())).collect(), leaving: Vec::new() }
+    pub fn share(&self) -> Self {
+        Self { slots: self.slots.clone(), leaving: Vec::new() }
     }
 
     /// Takes over the cells of closed minutes that begin at slot `from` or later, of some endpoints; forgets what is older.
@@ -299,7 +272,7 @@ impl OpenSlots {
         self.slots = self.slots.split_off(&from);
         for (slot, cells) in closed.iter().flat_map(|minute| &minute.slots).filter(|(slot, _)| *slot >= from) {
             for (id, cell) in cells.iter().filter(|(id, _)| wanted(*id)) {
-                self.add_cell(id, *slot, cell.to_cell());
+                self.block(*slot, id).add_cell(id, cell.to_cell());
             }
         }
     }
@@ -346,8 +319,8 @@ impl<'de> Deserialize<'de> for OpenSlots {
         let counts = Counts::decode(Vec::<u8>::deserialize(deserializer)?).map_err(de::Error::custom)?;
         let mut open = Self::default();
         counts.for_each(|slot, id, counted| match counted {
-            Counted::Full(cell) => open.add_cell(id, slot, cell),
-            other => open.add(id, slot, &other),
+            Counted::Full(cell) => open.block(slot, id).add_cell(id, cell),
+            other => open.block(slot, id).add(id, &other),
         });
         Ok(open)
     }
@@ -399,7 +372,7 @@ mod tests {
     fn whole_minutes_close_and_late_slots_close_with_the_next() {
         let mut open = OpenSlots::default();
         for slot in [6, 7, 11, 12, 0] {
-            open.add_cell(EndpointId(3), Slot(slot), cell(u64::from(slot)));
+            open.block(Slot(slot), EndpointId(3)).add_cell(EndpointId(3), cell(u64::from(slot)));
         }
         let closed = open.close_minutes(Slot(12), &[EndpointId(3)].into());
         let rows = |m: &ClosedMinute| m.rows().map(|r| (r.endpoint.0, r.slots.len())).collect::<Vec<_>>();
@@ -419,14 +392,15 @@ mod tests {
                 let (id, outcome) = (EndpointId(id % 5 * 300), Outcome::ALL[usize::from(outcome)]);
                 wanted.entry(id).or_default().record(outcome, Span::exact(us), Tally { weight: count, observed: count });
                 let (bucket, client_errors) = (Digits::Two.bucket_of(us), if outcome == Outcome::ClientError { count } else { 0 });
+                let mut add = |counted| open.block(Slot(9), id).add(id, &counted);
                 match count {
-                    1 => open.add(id, Slot(9), &Counted::One { outcome, us }),
+                    1 => add(Counted::One { outcome, us }),
                     _ if outcome.is_failure() => {
                         let mut cell = Cell::default();
                         cell.record(outcome, Span::exact(us), Tally { weight: count, observed: count });
-                        open.add(id, Slot(9), &Counted::Full(cell));
+                        add(Counted::Full(cell));
                     }
-                    _ => open.add(id, Slot(9), &Counted::Plain { client_errors, sum_us: us * count, buckets: &[(bucket, count)] }),
+                    _ => add(Counted::Plain { client_errors, sum_us: us * count, buckets: &[(bucket, count)] }),
                 }
             }
             let found: Vec<(EndpointId, Cell)> = open.cells().map(|(_, id, cell)| (id, cell)).collect();

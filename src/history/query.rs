@@ -313,7 +313,7 @@ mod tests {
             let block = files.append(Tier::Hour, Timestamp(hour.cast_signed() * HOUR), Position(hour + 1), &rows).unwrap();
             index.put_block(&block);
         }
-        open.add_cell(EndpointId(1), Slot::containing(Timestamp(9 * HOUR)), cell(700));
+        open.block(Slot::containing(Timestamp(9 * HOUR)), EndpointId(1)).add_cell(EndpointId(1), cell(700));
         let end = Timestamp(9 * HOUR);
         let kept = Kept { minutes_from: end, hours_from: Timestamp(0), closed_to: end, hours_to: end, days_to: Timestamp(0), named_to: Position(99) };
         let mut taken = take(kept, &index, Wanted::All);

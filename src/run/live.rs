@@ -255,7 +255,10 @@ impl Engine {
             let stop = match input {
                 Ok(Input::Batch(first)) => self.group(first)?,
                 Ok(other) => self.handle(other)?,
-                Err(RecvTimeoutError::Timeout) => false,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.machine.settle();
+                    false
+                }
                 Err(RecvTimeoutError::Disconnected) => true,
             };
             if stop {
@@ -276,7 +279,7 @@ impl Engine {
     fn begin(&mut self) -> Result<(), disk::Error> {
         while let Some(command) = self.first.front().filter(|_| self.no_room_since.is_none() && !self.history.waits_for_room()) {
             match self.machine.judge.decide(command.clone()) {
-                Ok(record) if !self.record(&record.clone().into())? => break,
+                Ok(record) if !self.record(record.clone().into())? => break,
                 Ok(_) => {}
                 Err(refusal) => error!(%refusal, "what was to be recorded first was refused"),
             }
@@ -350,7 +353,7 @@ impl Engine {
                 self.machine.settle();
                 let decided = self.machine.judge.decide(command);
                 if let Ok(record) = &decided
-                    && !self.record(&record.clone().into())?
+                    && !self.record(record.clone().into())?
                 {
                     // As above.
                     return Ok(false);
@@ -430,7 +433,7 @@ impl Engine {
             drop(reply.send(answer));
         }
         if let Some(position) = position {
-            self.apply(position, &delta)?;
+            self.apply(position, &mut delta)?;
         }
         if again.is_empty() { Ok(()) } else { self.commit_batches(again) }
     }
@@ -445,9 +448,9 @@ impl Engine {
     }
 
     /// Writes a frame and takes it in; `false` when there is no room for it on the disk: then nothing has happened.
-    fn record(&mut self, delta: &Delta) -> Result<bool, disk::Error> {
-        let Some(position) = self.write(delta)? else { return Ok(false) };
-        self.apply(position, delta)?;
+    fn record(&mut self, mut delta: Delta) -> Result<bool, disk::Error> {
+        let Some(position) = self.write(&delta)? else { return Ok(false) };
+        self.apply(position, &mut delta)?;
         Ok(true)
     }
 
@@ -474,7 +477,7 @@ impl Engine {
     }
 
     /// Takes in a frame that is on disk: state, history and index follow the log and never lead it.
-    fn apply(&mut self, position: Position, delta: &Delta) -> Result<(), disk::Error> {
+    fn apply(&mut self, position: Position, delta: &mut Delta) -> Result<(), disk::Error> {
         let first_new = self.machine.catalogue.next_id();
         let effects = self.machine.take_in(position, delta);
         if !delta.endpoints.is_empty() {
@@ -526,7 +529,7 @@ impl Engine {
         while let Some(end) = self.machine.next_close(target) {
             failpoint::pass("in slot close");
             let delta = self.machine.close(end);
-            if !self.record(&delta)? {
+            if !self.record(delta)? {
                 break;
             }
             closes += 1;
@@ -554,7 +557,7 @@ impl Engine {
         // What was refused is counted even when nothing else comes.
         if self.refusals.any() && !self.has_no_room() {
             let fates = self.refusals.take();
-            if !self.record(&Delta { fates, ..Delta::default() })? {
+            if !self.record(Delta { fates, ..Delta::default() })? {
                 self.refusals.put_back(&fates);
             }
         }

@@ -102,14 +102,15 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
             for frame in file::Reader::log(data_dir, machine.position.next())? {
                 let frame = frame?;
                 keeper.replayed_bytes += frame.sections.iter().map(|s| s.bytes.len() as u64).sum::<u64>();
-                let delta = Delta::from_frame(&frame)?;
-                let effects = machine.apply(frame.position, &delta);
+                let mut delta = Delta::from_frame(&frame)?;
+                let effects = machine.take_in(frame.position, &mut delta);
                 keeper.keep_or_wait(&mut machine, frame.position, &delta, &effects)?;
                 match &mut keeper.waiting {
                     Some(waiting) => waiting.uncounted.extend(effects.made_critical),
                     None => complete_totals(&keeper.index, &keeper.reader(), &mut machine, &effects.made_critical)?,
                 }
             }
+            machine.settle();
             machine
         }
         None => keeper.rebuild(limits, log.next() > Position(1), now)?,
@@ -172,7 +173,7 @@ impl Keeper {
             let mut delta = Delta::from_frame(&frame)?;
             // Keys that have run out are not asked for again.
             delta.batches.retain(|b| b.key.is_none() || b.answer.at.0 + KEEP_MS >= now.0);
-            let mut effects = machine.apply(frame.position, &delta);
+            let mut effects = machine.take_in(frame.position, &mut delta);
             if frame.position < first_counted {
                 // Its counts are long in history.
                 (effects.closed, effects.closed_to) = (Vec::new(), None);

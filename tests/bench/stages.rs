@@ -74,14 +74,14 @@ impl Server {
 
     fn commit(&mut self, batches: &[Batch], costs: &mut Costs) {
         let batches: Vec<&Batch> = batches.iter().collect();
-        let delta = spent(&mut costs.fold, || self.machine.fold_within(&batches, None));
+        let mut delta = spent(&mut costs.fold, || self.machine.fold_within(&batches, None));
         self.position += 1;
         spent(&mut costs.encode, || {
             self.log.clear();
             encode(&mut self.log, Position(self.position), 0, &delta.to_sections());
         });
         let first_new = self.machine.catalogue.next_id();
-        spent(&mut costs.apply, || self.machine.take_in(Position(self.position), &delta));
+        spent(&mut costs.apply, || self.machine.take_in(Position(self.position), &mut delta));
         self.known.add(self.machine.catalogue.numbered_from(first_new));
     }
 
@@ -112,7 +112,7 @@ impl Server {
             }
             self.commit(&read, &mut costs);
             // Somebody looks now and then.
-            if commit % 8 == 7 {
+            if commit % 64 == 63 {
                 spent(&mut costs.apply, || self.machine.settle());
                 self.close();
             }
