@@ -1,6 +1,6 @@
 //! Counts of frames that were taken in and are not in memory's cells yet: gathered, then counted together, some endpoints at a time.
 //!
-//! Finding an endpoint's cell in memory is most of what counting costs, and an endpoint that many frames counted is found once. So frames are gathered to a [`LOAD_BYTES`];
+//! Finding an endpoint's cell in memory is most of what counting costs, and an endpoint that many frames counted is found once. So frames are gathered to a load;
 //! while the next load gathers, this one is counted block by block, as much of it with each frame as the frame is of a load. No answer waits for more than that,
 //! and whoever reads the cells has everything counted first.
 
