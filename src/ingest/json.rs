@@ -7,7 +7,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde_json::value::RawValue;
 
 use super::admission::Admission;
-use super::ordinary;
+use super::ordinary::{self, Reader};
 
 /// A text that borrows where it has no escapes.
 #[derive(Debug, PartialEq, Eq)]
@@ -143,10 +143,10 @@ pub fn read_line(line: &str) -> Result<Line<'_>, String> {
 
 /// Reads NDJSON; a line that cannot be read is refused alone. Empty lines are passed over.
 pub fn read_ndjson(body: &[u8], admission: &mut Admission<'_>) {
-    let mut start = 0;
+    let (mut start, mut reader) = (0, Reader::default());
     for (at, end) in memchr::memchr_iter(b'\n', body).chain([body.len()]).enumerate() {
         match std::str::from_utf8(&body[start..end]) {
-            Ok(text) => read_one(at, text, admission),
+            Ok(text) => read_one(at, text, &mut reader, admission),
             Err(e) => admission.line(at, Err(format!("not UTF-8 at byte {}", e.valid_up_to()))),
         }
         start = end + 1;
@@ -154,13 +154,13 @@ pub fn read_ndjson(body: &[u8], admission: &mut Admission<'_>) {
 }
 
 /// One line of NDJSON.
-fn read_one(at: usize, text: &str, admission: &mut Admission<'_>) {
+fn read_one(at: usize, text: &str, reader: &mut Reader, admission: &mut Admission<'_>) {
     let mut read_to = 0;
     ordinary::skip_space(text.as_bytes(), &mut read_to);
     if read_to == text.len() {
         return;
     }
-    let line = ordinary::read(text, &mut read_to);
+    let line = reader.read(text, &mut read_to);
     ordinary::skip_space(text.as_bytes(), &mut read_to);
     match line {
         Some(line) if read_to == text.len() => admission.ordinary(at, &line),
@@ -188,7 +188,7 @@ pub fn read_array(body: &[u8], admission: &mut Admission<'_>) -> Result<(), Stri
 
 /// The elements of an array, each at sight or by the general parser; `None` when the array is broken.
 fn read_elements(text: &str, admission: &mut Admission<'_>) -> Option<()> {
-    let (bytes, mut at) = (text.as_bytes(), 0);
+    let (bytes, mut at, mut reader) = (text.as_bytes(), 0, Reader::default());
     let next = |at: &mut usize| {
         ordinary::skip_space(bytes, at);
         bytes.get(*at).copied()
@@ -202,7 +202,7 @@ fn read_elements(text: &str, admission: &mut Admission<'_>) -> Option<()> {
     for index in 0.. {
         next(&mut at)?;
         let start = at;
-        if let Some(line) = ordinary::read(text, &mut at) {
+        if let Some(line) = reader.read(text, &mut at) {
             admission.ordinary(index, &line);
         } else {
             let mut values = serde_json::Deserializer::from_str(text.get(start..)?).into_iter::<&RawValue>();

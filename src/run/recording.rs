@@ -13,7 +13,7 @@ use std::sync::mpsc::SyncSender;
 use crate::counting::Outcome;
 use crate::endpoint::{EndpointKey, KeyRef};
 use crate::ingest::known::join;
-use crate::ingest::ordinary;
+use crate::ingest::ordinary::Reader;
 
 /// The longest line that is read.
 pub const LINE_BYTES_MAX: u64 = 16 << 20;
@@ -91,11 +91,12 @@ pub fn read(path: &Path, to: &SyncSender<io::Result<Chunk>>) {
     }
 }
 
-/// The list of keys, by their joined text.
+/// The list of keys, by their joined text; and what lines look like.
 #[derive(Default)]
 struct Places {
     by_text: HashMap<Vec<u8>, u32, foldhash::quality::RandomState>,
     joined: Vec<u8>,
+    reader: Reader,
 }
 
 impl Chunk {
@@ -110,7 +111,7 @@ impl Chunk {
 
     fn timing(&mut self, text: &str, places: &mut Places) -> Option<Line> {
         let mut read_to = 0;
-        let line = ordinary::read(text, &mut read_to).filter(|_| read_to == text.len())?;
+        let line = places.reader.read(text, &mut read_to).filter(|_| read_to == text.len())?;
         let (us, outcome) = line.plain_timing().filter(|_| line.critical != Some(true))?;
         let ts_ms = line.ts_ms?;
         let key = KeyRef {

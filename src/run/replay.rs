@@ -13,7 +13,7 @@ use crate::incident::{Event, Marker, Transition};
 use crate::ingest::admission::{Admission, PAST_MS, TimeLimits};
 use crate::ingest::json::{self, Ts};
 use crate::ingest::known::KnownEndpoints;
-use crate::ingest::ordinary;
+use crate::ingest::ordinary::Reader;
 use crate::judge::{Command, Promises, Record};
 use crate::log::file;
 use crate::log::record::Position;
@@ -207,7 +207,7 @@ impl<'a, W: Write> Replay<'a, W> {
             };
         }
         let mut read_to = 0;
-        if let Some(line) = ordinary::read(text, &mut read_to).filter(|_| read_to == text.len()) {
+        if let Some(line) = Reader::default().read(text, &mut read_to).filter(|_| read_to == text.len()) {
             return self.timing(line.ts_ms.map(Timestamp), |admission| {
                 admission.ordinary(0, &line);
                 admission.settle();
