@@ -59,7 +59,7 @@ pub struct Delta {
     pub records: Vec<Record>,
     /// In the archive only: what stood after this frame.
     #[serde(skip)]
-    pub carried: Option<Carried>,
+    pub carried: Option<Box<Carried>>,
 }
 
 /// What stands at the end of an archived segment and cannot be told from what the archive keeps of it.
@@ -77,7 +77,7 @@ impl Carried {
     #[must_use]
     pub fn after(mut self, delta: &Delta) -> Self {
         if let Some(carried) = &delta.carried {
-            return carried.clone();
+            return (**carried).clone();
         }
         let mut keys = BatchKeys::restore(self.senders, Vec::new());
         for committed in &delta.batches {
@@ -168,7 +168,7 @@ impl Delta {
                 Kind::IN_FLIGHT => binary(bytes).map(|v| delta.in_flight = v).ok_or("requests in flight"),
                 Kind::OUTCOMES => binary(bytes).map(|v| delta.fates = v).ok_or("outcomes"),
                 Kind::RECORDS => serde_json::from_slice(bytes).map(|v| delta.records = v).map_err(|_| "records"),
-                Kind::CARRIED => binary(bytes).map(|v| delta.carried = Some(v)).ok_or("carried sums"),
+                Kind::CARRIED => binary(bytes).map(|v| delta.carried = Some(Box::new(v))).ok_or("carried sums"),
                 _ => Ok(()),
             };
             read.map_err(|section| FrameError { position: frame.position, section })?;
@@ -243,6 +243,52 @@ struct Counting {
     thresholds_us: Vec<u64>,
     digits: Digits,
     critical: bool,
+}
+
+/// What of a machine counts change.
+struct Counter<'m> {
+    open: &'m mut OpenSlots,
+    totals: &'m mut [Total],
+    judge: &'m mut Judge,
+    counting: &'m [Option<Box<Counting>>],
+    rebuilding: bool,
+    judging_alone: &'m mut Option<Slot>,
+}
+
+impl Counter<'_> {
+    fn count(&mut self, block: Block<'_>) {
+        let (slot, first) = (block.slot, block.first);
+        if let Some(last) = self.judging_alone {
+            *last = slot.max(*last);
+            block.for_each(|id, counted| {
+                if let Some(counting) = &self.counting[id.0 as usize] {
+                    match counted {
+                        Counted::One { outcome, us } => self.judge.count_one(id, slot, *outcome, *us),
+                        Counted::Full(cell) => self.judge.count(id, slot, cell),
+                        Counted::Plain { .. } => self.judge.count(id, slot, &counted.to_cell(&counting.thresholds_us, counting.digits)),
+                    }
+                }
+            });
+            return;
+        }
+        let mut cells = self.open.block(slot, first);
+        block.for_each(|id, counted| {
+            let at = id.0 as usize;
+            let Some(counting) = &self.counting[at] else {
+                cells.add(id, counted);
+                if !self.rebuilding {
+                    self.totals[at].add(counted);
+                }
+                return;
+            };
+            let cell = counted.to_cell(&counting.thresholds_us, counting.digits);
+            if !self.rebuilding {
+                self.judge.count(id, slot, &cell);
+                self.totals[at].add_cell(&cell);
+            }
+            cells.add_cell(id, cell);
+        });
+    }
 }
 
 /// What of a machine a snapshot keeps.
@@ -445,49 +491,18 @@ impl Machine {
 
     /// Counts what waits.
     pub fn settle(&mut self) {
-        let mut gathered = std::mem::take(&mut self.gathered);
-        gathered.count_all(|block| self.count(block));
-        self.gathered = gathered;
+        let (gathered, mut counter) = self.counter();
+        gathered.count_all(|block| counter.count(block));
     }
 
     fn gather(&mut self, counts: Counts) {
-        let mut gathered = std::mem::take(&mut self.gathered);
-        gathered.add(counts, |block| self.count(block));
-        self.gathered = gathered;
+        let (gathered, mut counter) = self.counter();
+        gathered.add(counts, |block| counter.count(block));
     }
 
-    fn count(&mut self, block: Block<'_>) {
-        let (slot, first) = (block.slot, block.first);
-        if let Some(last) = &mut self.judging_alone {
-            *last = slot.max(*last);
-            block.for_each(|id, counted| {
-                if let Some(counting) = &self.counting[id.0 as usize] {
-                    match counted {
-                        Counted::One { outcome, us } => self.judge.count_one(id, slot, *outcome, *us),
-                        Counted::Full(cell) => self.judge.count(id, slot, cell),
-                        Counted::Plain { .. } => self.judge.count(id, slot, &counted.to_cell(&counting.thresholds_us, counting.digits)),
-                    }
-                }
-            });
-            return;
-        }
-        let mut cells = self.open.block(slot, first);
-        block.for_each(|id, counted| {
-            let at = id.0 as usize;
-            let Some(counting) = &self.counting[at] else {
-                cells.add(id, counted);
-                if !self.rebuilding {
-                    self.totals[at].add(counted);
-                }
-                return;
-            };
-            let cell = counted.to_cell(&counting.thresholds_us, counting.digits);
-            if !self.rebuilding {
-                self.judge.count(id, slot, &cell);
-                self.totals[at].add_cell(&cell);
-            }
-            cells.add_cell(id, cell);
-        });
+    fn counter(&mut self) -> (&mut Gathered, Counter<'_>) {
+        let Self { gathered, open, totals, judge, counting, rebuilding, judging_alone, .. } = self;
+        (gathered, Counter { open, totals, judge, counting, rebuilding: *rebuilding, judging_alone })
     }
 
     /// What is counted of each endpoint, by what is owed now.

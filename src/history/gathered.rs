@@ -82,26 +82,35 @@ impl Gathered {
         while self.load.counted_bytes < due && self.load.step(&mut count) {}
         if self.bytes >= self.load_bytes {
             self.load.all(&mut count);
-            self.load = Load::new(std::mem::take(&mut self.frames));
-            self.bytes = 0;
+            self.load_up();
         }
     }
 
     /// Counts everything.
     pub fn count_all(&mut self, mut count: impl FnMut(Block<'_>)) {
         self.load.all(&mut count);
-        let mut rest = Load::new(std::mem::take(&mut self.frames));
-        rest.all(&mut count);
-        *self = Self { load_bytes: self.load_bytes, ..Self::default() };
+        if !self.frames.is_empty() {
+            self.load_up();
+            self.load.all(&mut count);
+            self.load.frames.clear();
+        }
+    }
+
+    fn load_up(&mut self) {
+        self.load.fill(&mut self.frames);
+        self.bytes = 0;
     }
 }
 
 impl Load {
-    fn new(frames: Vec<Counts>) -> Self {
-        let mut groups: Vec<_> = frames.iter().enumerate().flat_map(|(n, counts)| counts.groups().map(move |cells| (n, cells))).collect();
-        groups.sort_by_key(|(_, cells)| cells.slot);
-        let bytes = frames.iter().map(|counts| counts.bytes().len()).sum();
-        Self { frames, groups, bytes, counted_bytes: 0, buckets: Vec::new() }
+    /// Takes frames on, when everything is counted; its lists keep their room, because a replay has a frame for each slot.
+    fn fill(&mut self, frames: &mut Vec<Counts>) {
+        self.frames.clear();
+        self.frames.append(frames);
+        self.groups.extend(self.frames.iter().enumerate().flat_map(|(n, counts)| counts.groups().map(move |cells| (n, cells))));
+        self.groups.sort_by_key(|(_, cells)| cells.slot);
+        self.bytes = self.frames.iter().map(|counts| counts.bytes().len()).sum();
+        self.counted_bytes = 0;
     }
 
     fn all(&mut self, count: &mut impl FnMut(Block<'_>)) {
