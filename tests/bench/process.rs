@@ -140,14 +140,21 @@ impl Server {
 
     /// The same of one of its threads; 0 where none has the name.
     pub fn thread_cpu_s(&self, name: &str) -> f64 {
+        self.threads_cpu_s(name).iter().sum()
+    }
+
+    /// The same of each of its threads of that name, ascending by when they began.
+    pub fn threads_cpu_s(&self, name: &str) -> Vec<f64> {
         let process = self.child.id();
         let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
         let named = threads.filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name));
-        let ticks = named.map(|thread| {
-            let fields = stat(&format!("{process}/task/{}", thread.file_name().display()));
-            fields[14 - 3] + fields[15 - 3]
-        });
-        ticks.sum::<f64>() / TICKS_PER_S
+        let mut numbers: Vec<u32> = named.map(|thread| thread.file_name().to_str().unwrap().parse().unwrap()).collect();
+        numbers.sort_unstable();
+        let cpu_s = |number| {
+            let fields = stat(&format!("{process}/task/{number}"));
+            (fields[14 - 3] + fields[15 - 3]) / TICKS_PER_S
+        };
+        numbers.into_iter().map(cpu_s).collect()
     }
 
     /// `VmRSS` (now) or `VmHWM` (at most), in MiB.

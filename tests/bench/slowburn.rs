@@ -79,9 +79,10 @@ fn config(mix: Mix) -> String {
 /// A section: its name, what it measures, and how.
 type Section = (&'static str, &'static str, fn(&mut Bench));
 
-const SECTIONS: [Section; 14] = [
+const SECTIONS: [Section; 15] = [
     ("stages", "what a timing costs inside, stage by stage, one thread", stages::stages),
     ("json", "timings a second for each core of the server, as JSON over HTTP, answered when on disk", ingest::json),
+    ("cores", "whether every start uses all cores, JSON, 1,000 a batch", ingest::cores),
     ("binary", "the same timings as JSON and as protobuf columns, in turns", ingest::binary),
     ("answers", "how long an answer takes, 64 connections, 100 timings a batch, 10k endpoints", ingest::answers),
     ("log", "bytes of the log for each timing", ingest::log),
