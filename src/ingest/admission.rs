@@ -91,6 +91,9 @@ const LOOK_UPS_HELD: usize = 1_024;
 /// Plain timings whose endpoints are looked up together. With many endpoints a look-up waits for memory, and so they wait once.
 pub const TOGETHER: usize = 16;
 
+/// Room for so many timings is made with the first one; it is less than the least that a batch asks for.
+const PACKED_AT_FIRST: usize = 128;
+
 /// A plain timing before its endpoint is looked up.
 #[derive(Clone, Copy, Debug)]
 struct Plain {
@@ -274,6 +277,11 @@ impl<'a> Admission<'a> {
         };
         let key = KeyRef { service, env: line.env.unwrap_or(""), kind: line.kind.unwrap_or("http"), method: line.method.unwrap_or(""), route };
         if self.sought.len() == self.plain.len() {
+            if self.sought.is_empty() {
+                self.sought.reserve_exact(TOGETHER);
+                self.plain.reserve_exact(TOGETHER);
+                self.batch.packed.reserve(PACKED_AT_FIRST);
+            }
             self.sought.push(Sought::default());
         }
         self.sought[self.plain.len()].joined.set(&key);
