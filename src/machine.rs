@@ -495,6 +495,12 @@ impl Machine {
         gathered.count_all(|block| counter.count(block));
     }
 
+    /// Counts a part of what waits; whether nothing is left.
+    pub fn settle_part(&mut self) -> bool {
+        let (gathered, mut counter) = self.counter();
+        gathered.count_part(|block| counter.count(block))
+    }
+
     fn gather(&mut self, counts: Counts) {
         let (gathered, mut counter) = self.counter();
         gathered.add(counts, |block| counter.count(block));

@@ -2,7 +2,7 @@
 //!
 //! Finding an endpoint's cell in memory is most of what counting costs, and an endpoint that many frames counted is found once. So frames are gathered to a load;
 //! while the next load gathers, this one is counted block by block, as much of it with each frame as the frame is of a load. No answer waits for more than that,
-//! and whoever reads the cells has everything counted first.
+//! and whoever reads the cells has everything counted first, in parts ([`Gathered::count_part`]) where there is time until then.
 
 use super::counts::{Cells, Counted, Counts};
 use super::open_slots::BLOCK;
@@ -11,6 +11,9 @@ use crate::time::Slot;
 
 /// A load, in bytes of counts: some hundred thousand timings. Two of them are there at most, and counting both takes a few milliseconds.
 const LOAD_BYTES: usize = 512 << 10;
+
+/// The least that a part is, in bytes of counts: about a millisecond's work with very many endpoints.
+const PART_BYTES: usize = 32 << 10;
 
 /// What a frame takes beside its counts.
 const FRAME_BYTES: usize = 256;
@@ -21,12 +24,14 @@ pub struct Gathered {
     load_bytes: usize,
     frames: Vec<Counts>,
     bytes: usize,
+    /// Of them, what came since the last part was counted.
+    fresh_bytes: usize,
     load: Load,
 }
 
 impl Default for Gathered {
     fn default() -> Self {
-        Self { load_bytes: LOAD_BYTES, frames: Vec::new(), bytes: 0, load: Load::default() }
+        Self { load_bytes: LOAD_BYTES, frames: Vec::new(), bytes: 0, fresh_bytes: 0, load: Load::default() }
     }
 }
 
@@ -77,6 +82,7 @@ impl Gathered {
             return;
         }
         self.bytes += counts.bytes().len() + FRAME_BYTES;
+        self.fresh_bytes += counts.bytes().len();
         self.frames.push(counts);
         let due = self.load.bytes.saturating_mul(self.bytes.min(self.load_bytes)) / self.load_bytes;
         while self.load.counted_bytes < due && self.load.step(&mut count) {}
@@ -93,6 +99,24 @@ impl Gathered {
             self.load_up();
             self.load.all(&mut count);
             self.load.frames.clear();
+        }
+    }
+
+    /// Counts a part, and more than came since the part before, so that an end is in sight; whether nothing is left.
+    pub fn count_part(&mut self, mut count: impl FnMut(Block<'_>)) -> bool {
+        let mut left = PART_BYTES + 2 * std::mem::take(&mut self.fresh_bytes);
+        loop {
+            let before = self.load.counted_bytes;
+            if self.load.step(&mut count) {
+                left = left.saturating_sub(self.load.counted_bytes - before);
+                if left == 0 {
+                    return self.is_empty();
+                }
+            } else if self.frames.is_empty() {
+                return true;
+            } else {
+                self.load_up();
+            }
         }
     }
 
@@ -143,7 +167,7 @@ mod tests {
     proptest! {
         #[test]
         fn each_cell_is_counted_once_and_in_time(
-            frames in prop::collection::vec(prop::collection::btree_map((0u32..3, 0u32..2_000), 0u64..1_000_000, 0..40), 1..40), load_bytes in 1usize..20_000,
+            frames in prop::collection::vec(prop::collection::btree_map((0u32..3, 0u32..2_000), 0u64..1_000_000, 0..40), 1..40), load_bytes in 1usize..20_000, parts in any::<u64>(),
         ) {
             let mut gathered = Gathered { load_bytes, ..Gathered::default() };
             let (mut wanted, mut got) = (Vec::new(), Vec::new());
@@ -154,7 +178,7 @@ mod tests {
                     got.push((slot, id, format!("{counted:?}")));
                 });
             };
-            for cells in frames {
+            for (n, cells) in frames.into_iter().enumerate() {
                 let mut writer = Writer::default();
                 for ((slot, id), us) in cells {
                     let (slot, id) = (Slot(100 + slot), EndpointId(id));
@@ -164,6 +188,9 @@ mod tests {
                 gathered.add(writer.finish(), &mut count);
                 prop_assert!(gathered.bytes < load_bytes, "a full load is taken on");
                 prop_assert!(gathered.load.groups.is_empty() || (gathered.load.counted_bytes + 1) * load_bytes >= gathered.load.bytes * gathered.bytes);
+                if parts >> n & 1 == 1 {
+                    prop_assert_eq!(gathered.count_part(&mut count), gathered.is_empty());
+                }
             }
             gathered.count_all(&mut count);
             prop_assert!(gathered.is_empty());

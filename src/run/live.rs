@@ -522,8 +522,10 @@ impl Engine {
         let now = self.clock.now();
         let Some(target) = Slot::ended_by(now.plus_ms(-self.machine.judge.promises().judge_after_ms)) else { return Ok(()) };
         let start = now_instant();
-        if self.machine.judge.judged_to().is_none_or(|judged| judged < target) {
-            self.machine.settle();
+        let due = self.machine.judge.judged_to().is_none_or(|judged| judged < target);
+        if due && !self.machine.settle_part() {
+            // A commit comes first, so that no answer waits for all of it.
+            return Ok(());
         }
         let mut closes = 0;
         while let Some(end) = self.machine.next_close(target) {
