@@ -9,8 +9,8 @@ use super::open_slots::BLOCK;
 use crate::endpoint::EndpointId;
 use crate::time::Slot;
 
-/// A load, in bytes of counts: some hundred thousand timings. Two of them are there at most, and counting both takes a few milliseconds.
-const LOAD_BYTES: usize = 512 << 10;
+/// A load, in bytes of counts: up to a hundred thousand timings. Two of them are there at most, and counting both takes 10 ms with very many endpoints.
+const LOAD_BYTES: usize = 256 << 10;
 
 /// The least that a part is, in bytes of counts: about a millisecond's work with very many endpoints.
 const PART_BYTES: usize = 32 << 10;

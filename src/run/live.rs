@@ -256,7 +256,7 @@ impl Engine {
                 Ok(Input::Batch(first)) => self.group(first)?,
                 Ok(other) => self.handle(other)?,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.machine.settle();
+                    self.machine.settle_part();
                     false
                 }
                 Err(RecvTimeoutError::Disconnected) => true,
