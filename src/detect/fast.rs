@@ -1,0 +1,163 @@
+//! Steps within hours: the last hour to day against the three days before.
+//!
+//! # Source
+//! The difference of two window means (Welch, Biometrika 34, 1947) whose variance is that of sampling plus that of a wandering level: two
+//! Ornstein-Uhlenbeck processes (Uhlenbeck & Ornstein, Phys. Rev. 36, 1930), one of days and one of hours, whose window means have closed variances.
+
+use serde::{Deserialize, Serialize};
+
+use super::gauge::Gauge;
+use super::packed::{Count, Level, Ring};
+
+/// The wander of real services: standard deviation and time constant in hours, of days and of hours.
+const SLOW_WANDER: (f32, f32) = (0.055, 36.0);
+const FAST_WANDER: (f32, f32) = (0.045, 1.5);
+
+/// Windows in quarters of an hour.
+pub const WINDOWS: [usize; 6] = [3, 6, 12, 24, 48, 96];
+/// The least change of a log level for a verdict within hours.
+const CHANGE_MIN: f32 = 0.12;
+/// Requests without which a window is no evidence.
+const REQUESTS_MIN: f32 = 8.0;
+const REQUESTS_BEFORE_MIN: f32 = 40.0;
+
+/// A mean of log levels and what it rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Mean {
+    /// Requests.
+    pub n: f32,
+    /// Their mean.
+    pub level: f32,
+}
+
+/// A number of requests and their mean log level without season, as it is kept.
+pub type Cell = (Count, Level);
+
+/// What is remembered for it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Fast {
+    /// The quarters of the last day.
+    pub quarters: Ring<Cell>,
+    gauges: [Gauge; WINDOWS.len()],
+}
+
+impl Default for Fast {
+    fn default() -> Self {
+        Self { quarters: Ring::new(96), gauges: [Gauge::default(); WINDOWS.len()] }
+    }
+}
+
+/// A step of the level.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// How far beyond chance.
+    pub score: f32,
+    /// The change of the log level.
+    pub change: f32,
+    /// Quarters of an hour that show it.
+    pub quarters: usize,
+    /// Requests in them.
+    pub requests: f32,
+}
+
+/// Variance of the mean over a window of an Ornstein-Uhlenbeck process, in units of its own variance.
+#[must_use]
+pub fn mean_variance(hours: f32, time_constant: f32) -> f32 {
+    let x = hours / time_constant;
+    if x < 1e-3 { 1.0 } else { 2.0 / (x * x) * (x - 1.0 + libm::expf(-x)) }
+}
+
+/// Variance of the difference of the means over two windows that adjoin, in units of the process' own variance.
+#[must_use]
+pub fn difference_variance(after: f32, before: f32, time_constant: f32) -> f32 {
+    let (a, b) = (after / time_constant, before / time_constant);
+    let covariance = (1.0 - libm::expf(-a)) * (1.0 - libm::expf(-b)) / (a * b);
+    mean_variance(after, time_constant) + mean_variance(before, time_constant) - 2.0 * covariance
+}
+
+/// Variance that wander leaves in the difference of the means over adjoining windows.
+#[must_use]
+pub fn wander(after_hours: f32, before_hours: f32) -> f32 {
+    SLOW_WANDER.0 * SLOW_WANDER.0 * difference_variance(after_hours, before_hours, SLOW_WANDER.1)
+        + FAST_WANDER.0 * FAST_WANDER.0 * difference_variance(after_hours, before_hours, FAST_WANDER.1)
+}
+
+/// The mean over some cells.
+pub fn mean_of(cells: impl Iterator<Item = Cell>) -> Mean {
+    let (mut n, mut sum) = (0.0, 0.0);
+    for (count, level) in cells {
+        if let Some(level) = level.get() {
+            n += count.get();
+            sum += count.get() * level;
+        }
+    }
+    Mean { n, level: if n > 0.0 { sum / n } else { 0.0 } }
+}
+
+impl Fast {
+    /// The mean of the last quarters without the two adjoining ones that raise it most: what lasts a few minutes is no step.
+    fn without_the_worst(&self, window: usize, mean: Mean) -> Mean {
+        let (mut worst, mut excess) = (Mean::default(), 0.0);
+        let cell = |ago| self.quarters.back(ago).map_or(Mean::default(), |c| Mean { n: c.0.get(), level: c.1.get().unwrap_or(0.0) });
+        for ago in 0..window.saturating_sub(1) {
+            let (a, b) = (cell(ago), cell(ago + 1));
+            let n = a.n + b.n;
+            let sum = a.n * a.level + b.n * b.level;
+            if sum - n * mean.level > excess {
+                excess = sum - n * mean.level;
+                worst = Mean { n, level: sum };
+            }
+        }
+        let n = mean.n - worst.n;
+        Mean { n, level: if n > 0.5 { (mean.n * mean.level - worst.level) / n } else { f32::MIN } }
+    }
+
+    /// Judges the windows that end now; `before(quarters)` gives the three days before a window of so many quarters and `variance`
+    /// is that of one request. While something is open, nothing is learnt.
+    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
+    pub fn judge(&mut self, quarter_of_hour: i64, variance: f32, quiet: bool, before: impl Fn(usize) -> Mean) -> Option<Step> {
+        let mut best: Option<Step> = None;
+        for (index, window) in WINDOWS.into_iter().enumerate() {
+            // Long windows move little in a quarter of an hour.
+            if window > 12 && quarter_of_hour != 0 {
+                continue;
+            }
+            let mean = mean_of((0..window).map_while(|ago| self.quarters.back(ago)));
+            let past = before(window);
+            if mean.n < REQUESTS_MIN || past.n < REQUESTS_BEFORE_MIN {
+                continue;
+            }
+            let hours = window as f32 / 4.0;
+            let sd = (wander(hours, 72.0) + variance * (1.0 / mean.n + 1.0 / past.n)).sqrt();
+            let change = mean.level - past.level;
+            let z = change / sd;
+            let gauge = &mut self.gauges[index];
+            let (scale, record, learnt) = (gauge.scale(), gauge.record(), gauge.weight());
+            // Windows that overlap tell the same thing: each is learnt from once.
+            if quiet && quarter_of_hour == 0 && window <= 12 || quiet && window > 12 {
+                gauge.learn(z);
+            }
+            if change < CHANGE_MIN || learnt < 96.0 || z < 1.25 * record {
+                continue;
+            }
+            let rest = self.without_the_worst(window, mean);
+            let rest_sd = (wander(hours, 72.0) + variance * (1.0 / rest.n.max(1.0) + 1.0 / past.n)).sqrt();
+            let rest_z = if rest.n < 3.0 { 0.0 } else { (rest.level - past.level) / rest_sd };
+            let score = (z / scale).min(1.5 * rest_z / scale);
+            if best.is_none_or(|b| score > b.score) {
+                best = Some(Step { score, change, quarters: window, requests: mean.n });
+            }
+        }
+        best
+    }
+
+    /// Begins another day, and another week.
+    pub fn turn_day(&mut self, week: bool) {
+        for gauge in &mut self.gauges {
+            gauge.turn_day();
+            if week {
+                gauge.turn_week();
+            }
+        }
+    }
+}

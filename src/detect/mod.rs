@@ -1,0 +1,252 @@
+//! Detectors of what no threshold sees: levels that creep or step, tails that grow, traffic that collapses, work that vanishes.
+//!
+//! Pure: each is a function of what an endpoint was like ([`reference::Reference`], learnt once), of what is remembered of it ([`Memory`], at most
+//! 2 kB) and of the newest quarter of an hour or day. Time is an argument, so that a replay says what a live run said.
+
+pub mod budget;
+pub mod fast;
+pub mod gauge;
+pub mod packed;
+pub mod reference;
+pub mod slow;
+pub mod tail;
+pub mod traffic;
+
+use serde::{Deserialize, Serialize};
+
+use crate::histogram::Histogram;
+use budget::Thresholds;
+use fast::{Cell, Mean};
+use packed::{Count, Level, Ring};
+use reference::{Hour, Reference, Residuals, TAILS};
+
+/// Hours of a block of the slow path.
+pub const BLOCK_HOURS: i64 = 6;
+/// Blocks in a day.
+const DAY_BLOCKS: usize = 4;
+/// Blocks that are kept.
+const BLOCKS: u16 = 180;
+/// Fewer requests in a day are no level, or no p95.
+const DAY_REQUESTS_MIN: f32 = 10.0;
+const P95_REQUESTS_MIN: f32 = 59.0;
+/// Hours for which nothing more is said of an endpoint's latency, or traffic, after something was.
+const LATENCY_REST_HOURS: i64 = 7 * 24;
+const TRAFFIC_REST_HOURS: i64 = 48;
+
+/// What is wrong with an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Finding {
+    /// The level rises.
+    Creep(slow::Change),
+    /// The level has risen at once, seen over days.
+    SlowStep(slow::Change),
+    /// The level has risen within hours: score, change, quarters.
+    FastStep(f32, f32, usize),
+    /// The tail has grown: score, ratio, days.
+    Tail(f32, f32, usize),
+    /// Less traffic than there should be: score, seen, expected, quarters.
+    Collapse(f32, f32, f32, usize),
+}
+
+/// What is remembered of an endpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Memory {
+    fast: fast::Fast,
+    tail: tail::Tail,
+    traffic: traffic::Traffic,
+    /// Blocks of six hours.
+    blocks: Ring<Cell>,
+    /// p95 of the day that ends with each block.
+    p95: Ring<Level>,
+    /// The running block: requests and the sum of their levels.
+    block: (f32, f64),
+    /// Requests of the running hour.
+    hour_requests: u32,
+    latency_rests_until: i64,
+    traffic_rests_until: i64,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            fast: fast::Fast::default(),
+            tail: tail::Tail::default(),
+            traffic: traffic::Traffic::default(),
+            blocks: Ring::new(BLOCKS),
+            p95: Ring::new(BLOCKS),
+            block: (0.0, 0.0),
+            hour_requests: 0,
+            latency_rests_until: 0,
+            traffic_rests_until: 0,
+        }
+    }
+}
+
+impl Memory {
+    /// Takes in a quarter of an hour, `quarter` counted from 1970, and says what is wrong.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "requests of a quarter of an hour")]
+    pub fn quarter(&mut self, reference: Option<&Reference>, thresholds: &Thresholds, quarter: i64, timings: &Histogram) -> [Option<Finding>; 2] {
+        let hour = quarter.div_euclid(4);
+        let of_hour = quarter.rem_euclid(4);
+        let done = usize::try_from(of_hour).unwrap_or(0) + 1;
+        let (mut n, mut sum) = (0_u64, 0.0_f64);
+        if let Some(reference) = reference {
+            let season = reference.season(hour);
+            for (bucket, count) in timings.buckets() {
+                let level = (reference::log_of_bucket(bucket) - season).clamp(reference.clip.0, reference.clip.1) - reference.median;
+                n += count;
+                sum += f64::from(level) * count as f64;
+            }
+        } else {
+            n = timings.count();
+        }
+        self.hour_requests += u32::try_from(n).unwrap_or(u32::MAX);
+        let level = if n > 0 && reference.is_some() { Level::new((sum / n as f64) as f32) } else { Level::default() };
+        self.fast.quarters.push((Count::new(n), level));
+        self.block.0 += n as f32;
+        self.block.1 += sum;
+        let mut found = [None, None];
+        if let Some(reference) = reference {
+            found[0] = self.judge_fast(reference, thresholds, hour, of_hour);
+        }
+        let quiet = hour >= self.traffic_rests_until;
+        let collapse = self.traffic.judge(done, &self.fast.quarters, quiet, thresholds.traffic);
+        if let Some(c) = collapse.filter(|_| quiet) {
+            self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
+            found[1] = Some(Finding::Collapse(c.score, c.seen, c.expected, c.quarters));
+        }
+        if done == 4 {
+            self.end_hour(hour, reference.is_some());
+        }
+        found
+    }
+
+    fn judge_fast(&mut self, reference: &Reference, thresholds: &Thresholds, hour: i64, of_hour: i64) -> Option<Finding> {
+        let quiet = hour >= self.latency_rests_until;
+        let since_block = usize::try_from(hour.rem_euclid(BLOCK_HOURS) * 4 + of_hour + 1).unwrap_or(0);
+        let variance = reference.variance;
+        let blocks = &self.blocks;
+        let before = |window: usize| before_window(blocks, window, since_block, variance);
+        let step = self.fast.judge(of_hour, variance, quiet, before)?;
+        if !quiet || step.score < thresholds.fast {
+            return None;
+        }
+        self.latency_rests_until = hour + LATENCY_REST_HOURS;
+        Some(Finding::FastStep(step.score, step.change, step.quarters))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a mean level")]
+    fn end_hour(&mut self, hour: i64, levels: bool) {
+        self.traffic.push_hour(Count::new(u64::from(self.hour_requests)));
+        self.hour_requests = 0;
+        if (hour + 1).rem_euclid(BLOCK_HOURS) == 0 {
+            if levels {
+                let (n, sum) = self.block;
+                let level = if n > 0.0 { Level::new((sum / f64::from(n)) as f32) } else { Level::default() };
+                #[expect(clippy::cast_sign_loss, reason = "a count")]
+                self.blocks.push((Count::new(n as u64), level));
+            }
+            self.block = (0.0, 0.0);
+        }
+        if (hour + 1).rem_euclid(24) == 0 {
+            let week = (hour + 1).rem_euclid(168) == 0;
+            self.fast.turn_day(week);
+            self.traffic.turn_day(week);
+        }
+    }
+
+    /// The slow run, after each block: `day` are the 24 hours that end now, `hour` the last of them.
+    #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "counts of a day")]
+    pub fn slow(&mut self, reference: &Reference, thresholds: &Thresholds, hour: i64, day: &[Hour<'_>], scratch: &mut Residuals) -> Option<Finding> {
+        scratch.clear();
+        for h in day {
+            let shift = reference.season(h.hour) + reference.median;
+            for (bucket, count) in h.timings.buckets() {
+                scratch.add(reference::log_of_bucket(bucket) - shift, u32::try_from(count).unwrap_or(u32::MAX));
+            }
+        }
+        let n = scratch.total() as f32;
+        let p95 = if n < P95_REQUESTS_MIN { None } else { scratch.quantile(0.95) };
+        self.p95.push(p95.map_or(Level::default(), Level::new));
+        if (hour + 1).rem_euclid(24) == 0 && n >= DAY_REQUESTS_MIN {
+            let median = scratch.quantile(0.5).unwrap_or(0.0);
+            let mut beyond = [Count::default(); TAILS];
+            for (kept, cut) in beyond.iter_mut().zip(reference.cuts) {
+                *kept = Count::new(scratch.beyond(median + cut).round() as u64);
+            }
+            let weekend = reference::slot_of(hour - 12) >= 24;
+            self.tail.push(tail::TailDay { requests: Count::new(n as u64), beyond, weekend });
+        }
+        if hour < self.latency_rests_until {
+            return None;
+        }
+        let found = self.judge_slow(reference, thresholds).or_else(|| self.judge_tail(reference, thresholds, hour));
+        if found.is_some() {
+            self.latency_rests_until = hour + LATENCY_REST_HOURS;
+        }
+        found
+    }
+
+    fn judge_slow(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
+        let (means, n_mean) = self.daily_means();
+        let mut best = slow::best_change(&means, reference.variance / n_mean.max(1.0));
+        let p95s = self.daily_p95s();
+        if p95s.len() + 5 >= means.len() {
+            let by_p95 = slow::best_change(&p95s, 4.4 * reference.variance / n_mean.max(1.0));
+            if by_p95.map_or(0.0, |c| c.score) > best.map_or(0.0, |c| c.score) {
+                best = by_p95;
+            }
+        }
+        let best = best.filter(|c| c.score > thresholds.slow)?;
+        Some(if best.shape == slow::Shape::Ramp { Finding::Creep(best) } else { Finding::SlowStep(best) })
+    }
+
+    fn judge_tail(&self, reference: &Reference, thresholds: &Thresholds, hour: i64) -> Option<Finding> {
+        if (hour + 1).rem_euclid(24) != 0 {
+            return None;
+        }
+        let shift = self.tail.judge(&reference.shares)?;
+        (shift.score > thresholds.tail).then_some(Finding::Tail(shift.score, shift.ratio, shift.days))
+    }
+
+    /// Levels of the days that end with the newest block, the oldest first, and the usual number of requests in one.
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn daily_means(&self) -> (Vec<f32>, f32) {
+        let (mut levels, mut requests) = (Vec::with_capacity(slow::DAYS_MAX), 0.0);
+        for day in 0..slow::DAYS_MAX {
+            let cells = (0..DAY_BLOCKS).map_while(|b| self.blocks.back(day * DAY_BLOCKS + b));
+            let mean = fast::mean_of(cells);
+            if self.blocks.len() < (day + 1) * DAY_BLOCKS {
+                break;
+            }
+            if mean.n >= DAY_REQUESTS_MIN {
+                levels.push(mean.level);
+                requests += mean.n;
+            }
+        }
+        levels.reverse();
+        let n = levels.len() as f32;
+        (levels, requests / n.max(1.0))
+    }
+
+    fn daily_p95s(&self) -> Vec<f32> {
+        let mut levels: Vec<f32> = (0..slow::DAYS_MAX).filter_map(|day| self.p95.back(day * DAY_BLOCKS)?.get()).collect();
+        levels.reverse();
+        levels
+    }
+}
+
+/// The level of the three days before a window that ends now, `since_block` quarters after the newest block ended.
+fn before_window(blocks: &Ring<Cell>, window: usize, since_block: usize, variance: f32) -> Mean {
+    let skip = window.saturating_sub(since_block).div_ceil(24);
+    let (mut n, mut weights, mut sum) = (0.0, 0.0, 0.0);
+    for ago in skip..skip + 12 {
+        let Some((count, level)) = blocks.back(ago) else { break };
+        let Some(level) = level.get() else { continue };
+        let weight = 1.0 / (0.06 * 0.06 + variance / count.get());
+        n += count.get();
+        weights += weight;
+        sum += weight * level;
+    }
+    Mean { n, level: if weights > 0.0 { sum / weights } else { 0.0 } }
+}

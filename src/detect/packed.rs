@@ -1,0 +1,152 @@
+//! What an endpoint's memory is made of: counts in a byte, log levels in two, rings of both. Two kilobytes an endpoint have no room for more.
+
+use serde::{Deserialize, Serialize};
+
+/// A count in a byte: exact up to 32, then 16 steps to each doubling (within 3.2 %), at most about 4.5 million.
+///
+/// # Source
+/// The linear-then-logarithmic grid of `HdrHistogram`, at the width of a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Count(u8);
+
+impl Count {
+    /// The nearest that can be kept.
+    #[must_use]
+    pub fn new(count: u64) -> Self {
+        let magnitude = (u64::BITS - count.leading_zeros()).saturating_sub(5);
+        let half = if magnitude > 0 { 1 << (magnitude - 1) } else { 0 };
+        let rounded = count.saturating_add(half);
+        let magnitude = (u64::BITS - rounded.leading_zeros()).saturating_sub(5);
+        let code = 16 * u64::from(magnitude) + (rounded >> magnitude);
+        Self(u8::try_from(code).unwrap_or(u8::MAX))
+    }
+
+    /// The count.
+    #[must_use]
+    pub fn get(self) -> f32 {
+        if self.0 < 32 {
+            return f32::from(self.0);
+        }
+        let magnitude = self.0 / 16 - 1;
+        f32::from(16 + self.0 % 16) * f32::from(2_u16).powi(i32::from(magnitude))
+    }
+}
+
+/// A difference of log levels in steps of 1/8000 (0.0125 %), up to a factor of 60; or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Level(i16);
+
+const LEVEL_STEPS: f32 = 8000.0;
+
+impl Default for Level {
+    fn default() -> Self {
+        Self(i16::MIN)
+    }
+}
+
+impl Level {
+    /// The nearest that can be kept.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "clamped to the range")]
+    pub fn new(level: f32) -> Self {
+        Self((level * LEVEL_STEPS).round().clamp(-32767.0, 32767.0) as i16)
+    }
+
+    /// The level, if there is one.
+    #[must_use]
+    pub fn get(self) -> Option<f32> {
+        (self.0 != i16::MIN).then(|| f32::from(self.0) / LEVEL_STEPS)
+    }
+}
+
+/// The last values, the newest first; no more than its capacity.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ring<T> {
+    values: Vec<T>,
+    next: u16,
+    capacity: u16,
+}
+
+impl<T: Copy + Default> Ring<T> {
+    /// An empty one.
+    #[must_use]
+    pub fn new(capacity: u16) -> Self {
+        Self { values: Vec::new(), next: 0, capacity }
+    }
+
+    /// Adds the newest, over the oldest where it is full.
+    pub fn push(&mut self, value: T) {
+        if self.values.len() < usize::from(self.capacity) {
+            self.values.push(value);
+        } else {
+            self.values[usize::from(self.next)] = value;
+        }
+        self.next = (self.next + 1) % self.capacity;
+    }
+
+    /// The value so many before the newest (0).
+    #[must_use]
+    pub fn back(&self, ago: usize) -> Option<T> {
+        let len = self.values.len();
+        if ago >= len {
+            return None;
+        }
+        let capacity = usize::from(self.capacity);
+        let at = if len < capacity { len - 1 - ago } else { (usize::from(self.next) + capacity - 1 - ago) % capacity };
+        self.values.get(at).copied()
+    }
+
+    /// Changes the value so many before the newest.
+    pub fn change(&mut self, ago: usize, value: T) {
+        let (len, capacity) = (self.values.len(), usize::from(self.capacity));
+        if ago < len {
+            let at = if len < capacity { len - 1 - ago } else { (usize::from(self.next) + capacity - 1 - ago) % capacity };
+            self.values[at] = value;
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_count_is_kept_within_its_step(count in 0_u64..3_000_000) {
+            let kept = f64::from(Count::new(count).get());
+            let exact = f64::from(u32::try_from(count).unwrap());
+            prop_assert!((kept - exact).abs() <= exact / 31.0, "{count} kept as {kept}");
+            if count < 32 {
+                prop_assert!((kept - exact).abs() < 1e-9);
+            }
+        }
+
+        #[test]
+        fn a_level_is_kept_within_half_a_step(level in -4.0_f32..4.0) {
+            prop_assert!((Level::new(level).get().unwrap() - level).abs() <= 0.5001 / LEVEL_STEPS);
+        }
+
+        #[test]
+        fn a_ring_gives_the_last_ones(values in prop::collection::vec(0_u16..1000, 0..40)) {
+            let mut ring = Ring::new(7);
+            for v in &values {
+                ring.push(*v);
+            }
+            let last: Vec<_> = values.iter().rev().take(7).copied().collect();
+            prop_assert_eq!((0..8).map_while(|ago| ring.back(ago)).collect::<Vec<_>>(), last);
+        }
+    }
+}
