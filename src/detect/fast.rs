@@ -14,9 +14,11 @@ const SLOW_WANDER: (f32, f32) = (0.055, 36.0);
 const FAST_WANDER: (f32, f32) = (0.045, 1.5);
 
 /// Windows in quarters of an hour.
-pub const WINDOWS: [usize; 6] = [3, 6, 12, 24, 48, 96];
+pub const WINDOWS: [usize; 6] = [6, 8, 12, 24, 48, 96];
 /// The least change of a log level for a verdict within hours.
 const CHANGE_MIN: f32 = 0.12;
+/// How much scatter between the quarters of a window beyond the model counts.
+const SCATTER_WEIGHT: f32 = 8.0;
 /// Requests without which a window is no evidence.
 const REQUESTS_MIN: f32 = 8.0;
 const REQUESTS_BEFORE_MIN: f32 = 40.0;
@@ -95,21 +97,20 @@ pub fn mean_of(cells: impl Iterator<Item = Cell>) -> Mean {
 }
 
 impl Fast {
-    /// The mean of the last quarters without the two adjoining ones that raise it most: what lasts a few minutes is no step.
-    fn without_the_worst(&self, window: usize, mean: Mean) -> Mean {
-        let (mut worst, mut excess) = (Mean::default(), 0.0);
-        let cell = |ago| self.quarters.back(ago).map_or(Mean::default(), |c| Mean { n: c.0.get(), level: c.1.get().unwrap_or(0.0) });
-        for ago in 0..window.saturating_sub(1) {
-            let (a, b) = (cell(ago), cell(ago + 1));
-            let n = a.n + b.n;
-            let sum = a.n * a.level + b.n * b.level;
-            if sum - n * mean.level > excess {
-                excess = sum - n * mean.level;
-                worst = Mean { n, level: sum };
-            }
+    /// How far the quarters of a window scatter about its mean, as the variance of that mean: what lasts a few minutes scatters, a step does not.
+    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
+    fn scatter(&self, window: usize, mean: Mean) -> f32 {
+        let (mut squares, mut cells) = (0.0, 0_usize);
+        for ago in 0..window {
+            let Some((count, level)) = self.quarters.back(ago) else { break };
+            let Some(level) = level.get() else { continue };
+            let off = count.get() * (level - mean.level);
+            squares += off * off;
+            cells += 1;
         }
-        let n = mean.n - worst.n;
-        Mean { n, level: if n > 0.5 { (mean.n * mean.level - worst.level) / n } else { f32::MIN } }
+        let cells = cells as f32;
+        // The ratio estimator's variance (Cochran, Sampling Techniques, 1977, 6.4).
+        if cells < 2.0 { f32::MAX } else { squares / (mean.n * mean.n) * cells / (cells - 1.0) }
     }
 
     /// Judges the windows that end now; `before(quarters)` gives the three days before a window of so many quarters and `variance`
@@ -132,7 +133,8 @@ impl Fast {
             let change = mean.level - past.level;
             let z = change / sd;
             let gauge = &mut self.gauges[index];
-            let (scale, record, learnt) = (gauge.scale(), gauge.record(), gauge.weight());
+            let quiet_past = *gauge;
+            let (record, learnt) = (gauge.record(), gauge.weight());
             // Windows that overlap tell the same thing: each is learnt from once.
             if quiet && quarter_of_hour == 0 && window <= 12 || quiet && window > 12 {
                 gauge.learn(z);
@@ -140,10 +142,11 @@ impl Fast {
             if change < CHANGE_MIN || learnt < 96.0 || z < 1.25 * record {
                 continue;
             }
-            let rest = self.without_the_worst(window, mean);
-            let rest_sd = (wander(hours, 72.0) + variance * (1.0 / rest.n.max(1.0) + 1.0 / past.n)).sqrt();
-            let rest_z = if rest.n < 3.0 { 0.0 } else { (rest.level - past.level) / rest_sd };
-            let score = (z / scale).min(1.5 * rest_z / scale);
+            let scatter = self.scatter(window, mean);
+            let model = wander(hours, 72.0) + variance * (1.0 / mean.n + 1.0 / past.n);
+            // Neighbouring quarters resemble each other: what they scatter beyond the model counts double.
+            let excess = (scatter - variance / mean.n - FAST_WANDER.0 * FAST_WANDER.0 / window as f32).max(0.0);
+            let score = quiet_past.score(change / (model + SCATTER_WEIGHT * excess).sqrt());
             if best.is_none_or(|b| score > b.score) {
                 best = Some(Step { score, change, quarters: window, requests: mean.n });
             }
@@ -151,10 +154,16 @@ impl Fast {
         best
     }
 
+    /// How far beyond chance a change is, in standard deviations of the model, by the past of a window of [`WINDOWS`].
+    #[must_use]
+    pub fn score(&self, window: usize, deviations: f32) -> f32 {
+        self.gauges.get(window).map_or(deviations, |g| g.score(deviations))
+    }
+
     /// Begins another day, and another week.
-    pub fn turn_day(&mut self, week: bool) {
+    pub fn turn_day(&mut self, quiet: bool, week: bool) {
         for gauge in &mut self.gauges {
-            gauge.turn_day();
+            gauge.turn_day(quiet);
             if week {
                 gauge.turn_week();
             }

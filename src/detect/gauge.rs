@@ -1,6 +1,7 @@
 //! A statistic measured against its own past: how large it usually is on this endpoint, and the largest it has been in the last weeks.
 //!
 //! # Source
+//! The tail beyond one scale is taken as exponential with its mean excess (Pickands, Statistical inference using extreme order statistics, Ann. Stat. 3, 1975).
 //! Variance shrinkage as in [`super::slow`]; the bound by the record of the past is a rank test: of N exchangeable values the newest is the
 //! largest with chance 1/N (Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005, conformal prediction).
 
@@ -16,41 +17,71 @@ const WEEKS: usize = 4;
 pub struct Gauge {
     square: f32,
     weight: f32,
+    /// How often a value is beyond the scale, and by how much of it on average over all values.
+    beyond: f32,
+    excess: f32,
     /// The largest of each of the last weeks in tenths, this one's first.
     largest: [Level; WEEKS],
-    /// The largest of today and of yesterday: too fresh to excuse what happens now.
-    fresh: [Level; 2],
+    /// Today and yesterday: too fresh to excuse what happens now.
+    fresh: [Day; 2],
+}
+
+/// Sums over the values of a day.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+struct Day {
+    values: u8,
+    beyond: u8,
+    squares: f32,
+    excess: f32,
+    largest: Level,
 }
 
 impl Default for Gauge {
     fn default() -> Self {
-        Self { square: 1.0, weight: 0.0, largest: [Level::default(); WEEKS], fresh: [Level::default(); 2] }
+        Self { square: 1.0, weight: 0.0, beyond: GAUSS_BEYOND, excess: GAUSS_BEYOND * GAUSS_EXCESS, largest: [Level::default(); WEEKS], fresh: [Day::default(); 2] }
     }
 }
 
 /// How many values of its own outweigh the fleet's.
-const FLEET_WEIGHT: f32 = 24.0;
+const FLEET_WEIGHT: f32 = 48.0;
 /// How many values the past reaches back.
-const WEIGHT_MAX: f32 = 170.0;
+const WEIGHT_MAX: f32 = 400.0;
+
+/// P(Z > 1) and E(Z − 1 | Z > 1) of the normal distribution.
+const GAUSS_BEYOND: f32 = 0.158_66;
+const GAUSS_EXCESS: f32 = 0.525_1;
 
 impl Gauge {
-    /// Takes in a value from a quiet time.
+    /// Takes in a value.
     pub fn learn(&mut self, value: f32) {
-        self.weight = (self.weight + 1.0).min(WEIGHT_MAX);
-        let square = (value * value).min(25.0);
-        self.square += (square - self.square) / (self.weight + FLEET_WEIGHT);
-        if self.fresh[0].get().is_none_or(|l| l < value / 10.0) {
-            self.fresh[0] = Level::new(value / 10.0);
+        let over = value / self.scale() - 1.0;
+        let today = &mut self.fresh[0];
+        today.values = today.values.saturating_add(1);
+        today.squares += (value * value).min(25.0);
+        if over > 0.0 {
+            today.beyond = today.beyond.saturating_add(1);
+            today.excess += over.min(12.0);
+        }
+        if today.largest.get().is_none_or(|l| l < value / 10.0) {
+            today.largest = Level::new(value / 10.0);
         }
     }
 
-    /// Begins another day: what is two days old joins the past.
-    pub fn turn_day(&mut self) {
+    /// Begins another day: what is two days old joins the past, unless it was no quiet time.
+    pub fn turn_day(&mut self, quiet: bool) {
         let old = self.fresh[1];
-        if old.get() > self.largest[0].get() {
-            self.largest[0] = old;
+        if quiet && old.values > 0 {
+            let n = f32::from(old.values);
+            self.weight = (self.weight + n).min(WEIGHT_MAX);
+            let (own, more) = (n / (self.weight + FLEET_WEIGHT), n / (self.weight + 2.0 * FLEET_WEIGHT));
+            self.square += (old.squares / n - self.square) * own;
+            self.beyond += (f32::from(old.beyond) / n - self.beyond) * more;
+            self.excess += (old.excess / n - self.excess) * more;
+            if old.largest.get() > self.largest[0].get() {
+                self.largest[0] = old.largest;
+            }
         }
-        self.fresh = [Level::default(), self.fresh[0]];
+        self.fresh = [Day::default(), self.fresh[0]];
     }
 
     /// Begins another week.
@@ -63,6 +94,14 @@ impl Gauge {
     #[must_use]
     pub fn scale(&self) -> f32 {
         self.square.max(1.0).sqrt()
+    }
+
+    /// A value in units of the scale, its part beyond 1 measured by the mean excess of such values: a heavy tail makes large values usual.
+    #[must_use]
+    pub fn score(&self, value: f32) -> f32 {
+        let in_scale = value / self.scale();
+        let mean_excess = (self.excess / self.beyond.max(0.02)).max(GAUSS_EXCESS);
+        if in_scale > 1.0 { 1.0 + (in_scale - 1.0) * GAUSS_EXCESS / mean_excess } else { in_scale }
     }
 
     /// The largest of the last weeks.

@@ -5,9 +5,12 @@
 
 pub mod budget;
 pub mod fast;
+pub mod flow;
 pub mod gauge;
+pub mod marker;
 pub mod packed;
 pub mod reference;
+pub mod schedule;
 pub mod slow;
 pub mod tail;
 pub mod traffic;
@@ -42,10 +45,14 @@ pub enum Finding {
     SlowStep(slow::Change),
     /// The level has risen within hours: score, change, quarters.
     FastStep(f32, f32, usize),
+    /// The level has risen since a marker: score, change, hours.
+    MarkedStep(f32, f32, i64),
     /// The tail has grown: score, ratio, days.
     Tail(f32, f32, usize),
     /// Less traffic than there should be: score, seen, expected, quarters.
     Collapse(f32, f32, f32, usize),
+    /// A daily run that stopped: score, done, usual.
+    Unfinished(f32, f32, f32),
 }
 
 /// What is remembered of an endpoint.
@@ -54,6 +61,8 @@ pub struct Memory {
     fast: fast::Fast,
     tail: tail::Tail,
     traffic: traffic::Traffic,
+    markers: marker::Markers,
+    schedule: schedule::Schedule,
     /// Blocks of six hours.
     blocks: Ring<Cell>,
     /// p95 of the day that ends with each block.
@@ -72,6 +81,8 @@ impl Default for Memory {
             fast: fast::Fast::default(),
             tail: tail::Tail::default(),
             traffic: traffic::Traffic::default(),
+            markers: marker::Markers::default(),
+            schedule: schedule::Schedule::default(),
             blocks: Ring::new(BLOCKS),
             p95: Ring::new(BLOCKS),
             block: (0.0, 0.0),
@@ -115,10 +126,30 @@ impl Memory {
             self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
             found[1] = Some(Finding::Collapse(c.score, c.seen, c.expected, c.quarters));
         }
+        if let Some(reference) = reference.filter(|_| found[0].is_none()) {
+            let cell = Mean { n: n as f32, level: level.get().unwrap_or(0.0) };
+            let verdict = self.markers.judge(quarter, cell, &self.fast, reference.variance, thresholds.marker);
+            if let Some(v) = verdict.filter(|_| hour >= self.latency_rests_until) {
+                self.latency_rests_until = hour + LATENCY_REST_HOURS;
+                found[0] = Some(Finding::MarkedStep(v.score, v.change, v.hours));
+            }
+        }
         if done == 4 {
+            let of_day = u8::try_from(hour.rem_euclid(24)).unwrap_or(0);
+            if let Some(u) = self.schedule.hour(of_day, self.hour_requests)
+                && hour >= self.traffic_rests_until
+            {
+                self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
+                found[1] = Some(Finding::Unfinished(u.score, u.done, u.usual));
+            }
             self.end_hour(hour, reference.is_some());
         }
         found
+    }
+
+    /// A marker was set during this quarter of an hour.
+    pub fn marker(&mut self, quarter: i64) {
+        self.markers.set(quarter, &self.fast.quarters);
     }
 
     fn judge_fast(&mut self, reference: &Reference, thresholds: &Thresholds, hour: i64, of_hour: i64) -> Option<Finding> {
@@ -150,8 +181,8 @@ impl Memory {
         }
         if (hour + 1).rem_euclid(24) == 0 {
             let week = (hour + 1).rem_euclid(168) == 0;
-            self.fast.turn_day(week);
-            self.traffic.turn_day(week);
+            self.fast.turn_day(hour >= self.latency_rests_until, week);
+            self.traffic.turn_day(hour >= self.traffic_rests_until, week);
         }
     }
 

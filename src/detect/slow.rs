@@ -25,24 +25,25 @@ const DAYS_MIN: usize = 10;
 /// The least change of a log level that is worth a word.
 const CHANGE_MIN: f32 = 0.05;
 
-/// Lengths of the windows after the onset in days, and by how much each exceeds the others on quiet series.
-const WINDOWS: [(usize, f32); 16] = [
-    (2, 1.00),
-    (3, 1.00),
-    (4, 1.00),
-    (5, 1.00),
-    (6, 1.00),
-    (7, 0.99),
-    (8, 0.99),
-    (10, 0.98),
-    (12, 0.97),
-    (14, 0.96),
-    (16, 0.95),
-    (18, 0.94),
-    (20, 0.93),
-    (22, 0.92),
-    (25, 0.91),
-    (28, 0.90),
+/// Lengths of the windows after the onset in days, and the factor by which a step's and a ramp's score over it exceed the others' on quiet series.
+const WINDOWS: [(usize, [f32; 2]); 17] = [
+    (1, [1.02, 1.00]),
+    (2, [1.02, 1.00]),
+    (3, [1.00, 1.00]),
+    (4, [0.99, 0.99]),
+    (5, [0.99, 0.98]),
+    (6, [0.97, 0.97]),
+    (7, [0.98, 0.97]),
+    (8, [0.98, 0.96]),
+    (10, [0.98, 0.94]),
+    (12, [0.95, 0.95]),
+    (14, [0.94, 0.91]),
+    (16, [0.93, 0.90]),
+    (18, [0.92, 0.89]),
+    (20, [0.92, 0.88]),
+    (22, [0.91, 0.86]),
+    (25, [0.88, 0.84]),
+    (28, [0.87, 0.80]),
 ];
 
 /// How a change goes.
@@ -100,7 +101,7 @@ pub fn best_change(levels: &[f32], sampling: f32) -> Option<Change> {
             break;
         }
         let after = &white[n - length..];
-        for shape in [Shape::Step, Shape::Ramp] {
+        for (shape, usual) in [Shape::Step, Shape::Ramp].into_iter().zip(usual) {
             let (mut with_level, mut own, mut with_constant, mut before) = (0.0_f32, 0.0_f32, 0.0_f32, 0.0_f32);
             for (i, w) in after.iter().enumerate() {
                 let height = if shape == Shape::Step { 1.0 } else { i as f32 + 0.5 };

@@ -13,7 +13,7 @@ use super::reference::TAILS;
 /// Days that are kept.
 const DAYS: u16 = 45;
 /// Windows in days.
-const WINDOWS: [usize; 8] = [1, 2, 3, 5, 7, 10, 14, 21];
+const WINDOWS: [usize; 7] = [2, 3, 5, 7, 10, 14, 21];
 /// The least ratio to the expectation.
 const RATIO_MIN: f32 = 1.25;
 /// Fewer requests beyond a cut are no evidence.
@@ -88,7 +88,11 @@ impl Tail {
                 let shares = [false, true].map(|weekend| usual_share(old, cut, *share, weekend));
                 let of = |d: &TailDay| d.requests.get() * shares[usize::from(d.weekend)];
                 let expected: f32 = new.iter().map(of).sum();
-                let seen: f32 = new.iter().map(|d| d.beyond[cut].get()).sum();
+                // Without the worst day: what lasts an hour is no shift.
+                let worst = new.iter().max_by(|a, b| (a.beyond[cut].get() - of(a)).total_cmp(&(b.beyond[cut].get() - of(b))));
+                let Some(worst) = worst else { continue };
+                let seen: f32 = new.iter().map(|d| d.beyond[cut].get()).sum::<f32>() - worst.beyond[cut].get();
+                let expected = expected - of(worst);
                 if seen < COUNT_MIN || expected <= 0.0 || seen < RATIO_MIN * expected {
                     continue;
                 }

@@ -130,9 +130,9 @@ impl Traffic {
     }
 
     /// Begins another day, and another week.
-    pub fn turn_day(&mut self, week: bool) {
+    pub fn turn_day(&mut self, quiet: bool, week: bool) {
         for gauge in &mut self.gauges {
-            gauge.turn_day();
+            gauge.turn_day(quiet);
             if week {
                 gauge.turn_week();
             }
