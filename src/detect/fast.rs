@@ -15,6 +15,8 @@ const FAST_WANDER: (f32, f32) = (0.045, 1.5);
 
 /// Windows in quarters of an hour.
 pub const WINDOWS: [usize; 6] = [6, 8, 12, 24, 48, 96];
+/// By how much more the shorter ones must show: spikes of one or two hours are usual in the latency of real services.
+const SPIKES: [f32; 6] = [1.8, 1.6, 1.0, 1.0, 1.0, 1.0];
 /// The least change of a log level for a verdict within hours.
 const CHANGE_MIN: f32 = 0.12;
 /// How much scatter between the quarters of a window beyond the model counts.
@@ -146,7 +148,7 @@ impl Fast {
             let model = wander(hours, 72.0) + variance * (1.0 / mean.n + 1.0 / past.n);
             // Neighbouring quarters resemble each other: what they scatter beyond the model counts double.
             let excess = (scatter - variance / mean.n - FAST_WANDER.0 * FAST_WANDER.0 / window as f32).max(0.0);
-            let score = quiet_past.score(change / (model + SCATTER_WEIGHT * excess).sqrt());
+            let score = quiet_past.score(change / (model + SCATTER_WEIGHT * excess).sqrt()) / SPIKES[index];
             if best.is_none_or(|b| score > b.score) {
                 best = Some(Step { score, change, quarters: window, requests: mean.n });
             }

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::fast::{self, Cell, Fast, Mean};
 use super::packed::Ring;
+use super::slow;
 
-/// When a marker is judged: quarters after it, and the window of [`super::fast`] whose past tells how large such changes usually are.
-const AFTER: [(i64, usize); 3] = [(4, 0), (24, 3), (96, 5)];
+/// When a marker is judged: whole quarters after its own (so at most 1, 6 and 24 hours after it), and the window of [`super::fast`] whose past tells how large such changes usually are.
+const AFTER: [(i64, usize); 3] = [(3, 0), (23, 3), (95, 5)];
 /// The least change that is worth a word.
 const CHANGE_MIN: f32 = 0.05;
 const REQUESTS_MIN: f32 = 8.0;
@@ -57,7 +58,7 @@ impl Markers {
     }
 
     /// Takes in a quarter that is over; its place in time decides which marker it comes after.
-    pub fn judge(&mut self, quarter: i64, cell: Mean, fast: &Fast, variance: f32, threshold: f32) -> Option<Verdict> {
+    pub fn judge(&mut self, quarter: i64, cell: Mean, fast: &Fast, variance: f32, threshold: f32, days_before: impl Fn(usize) -> (Vec<f32>, f32)) -> Option<Verdict> {
         let mut found: Option<Verdict> = None;
         for m in self.0.iter_mut().filter(|m| quarter > m.quarter) {
             m.after.0 += cell.n;
@@ -66,11 +67,19 @@ impl Markers {
             if m.after.0 < REQUESTS_MIN || m.before.0 < REQUESTS_MIN {
                 continue;
             }
-            let hours = quarters / 4;
+            let hours = (quarters + 1) / 4;
             #[expect(clippy::cast_precision_loss, reason = "hours of a day")]
             let noise = fast::wander(hours as f32, 24.0) + variance * (1.0 / m.after.0 + 1.0 / m.before.0);
-            let change = m.after.1 / m.after.0 - m.before.1;
-            let score = fast.score(*window, change / noise.sqrt());
+            let mut change = m.after.1 / m.after.0 - m.before.1;
+            let mut score = fast.score(*window, change / noise.sqrt());
+            if hours == 24 {
+                // A whole day is one more daily level.
+                let (mut levels, requests) = days_before(95);
+                levels.push(m.after.1 / m.after.0);
+                if let Some((t, size)) = slow::known_step(&levels, variance / requests.max(1.0)).filter(|(t, _)| *t > score) {
+                    (score, change) = (t, size);
+                }
+            }
             if score > threshold && change > CHANGE_MIN && found.is_none_or(|f| score > f.score) {
                 let visible = threshold * change / score;
                 found = Some(Verdict { marker: m.quarter, hours, score, change, visible });

@@ -6,6 +6,7 @@
 pub mod budget;
 pub mod fast;
 pub mod flow;
+pub mod forecast;
 pub mod gauge;
 pub mod marker;
 pub mod packed;
@@ -71,6 +72,8 @@ pub struct Memory {
     block: (f32, f64),
     /// Requests of the running hour.
     hour_requests: u32,
+    /// The hour in which a rise was found that may go on.
+    rising_since: i64,
     latency_rests_until: i64,
     traffic_rests_until: i64,
 }
@@ -87,6 +90,7 @@ impl Default for Memory {
             p95: Ring::new(BLOCKS),
             block: (0.0, 0.0),
             hour_requests: 0,
+            rising_since: i64::MAX,
             latency_rests_until: 0,
             traffic_rests_until: 0,
         }
@@ -128,7 +132,10 @@ impl Memory {
         }
         if let Some(reference) = reference.filter(|_| found[0].is_none()) {
             let cell = Mean { n: n as f32, level: level.get().unwrap_or(0.0) };
-            let verdict = self.markers.judge(quarter, cell, &self.fast, reference.variance, thresholds.marker);
+            let since_block = usize::try_from(quarter.rem_euclid(4 * BLOCK_HOURS) + 1).unwrap_or(0);
+            let blocks = &self.blocks;
+            let days_before = |window: usize| daily_means(blocks, window.saturating_sub(since_block).div_ceil(24));
+            let verdict = self.markers.judge(quarter, cell, &self.fast, reference.variance, thresholds.marker, days_before);
             if let Some(v) = verdict.filter(|_| hour >= self.latency_rests_until) {
                 self.latency_rests_until = hour + LATENCY_REST_HOURS;
                 found[0] = Some(Finding::MarkedStep(v.score, v.change, v.hours));
@@ -214,12 +221,31 @@ impl Memory {
         let found = self.judge_slow(reference, thresholds).or_else(|| self.judge_tail(reference, thresholds, hour));
         if found.is_some() {
             self.latency_rests_until = hour + LATENCY_REST_HOURS;
+            self.rising_since = self.rising_since.min(hour);
         }
         found
     }
 
+    /// Whether a rise was found.
+    #[must_use]
+    pub fn is_rising(&self) -> bool {
+        self.rising_since != i64::MAX
+    }
+
+    /// When p95 meets a limit in milliseconds, if a rise was found.
+    #[must_use]
+    pub fn forecast(&self, reference: &Reference, limit_ms: f32) -> Option<forecast::Forecast> {
+        if self.rising_since == i64::MAX {
+            return None;
+        }
+        let limit = libm::logf(limit_ms * 1000.0) - reference.median - reference.p95_offset;
+        let p95s = self.daily_p95s();
+        let (_, requests) = daily_means(&self.blocks, 0);
+        forecast::forecast(&p95s, limit, 4.4 * reference.variance / requests.max(1.0))
+    }
+
     fn judge_slow(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
-        let (means, n_mean) = self.daily_means();
+        let (means, n_mean) = daily_means(&self.blocks, 0);
         let mut best = slow::best_change(&means, reference.variance / n_mean.max(1.0));
         let p95s = self.daily_p95s();
         if p95s.len() + 5 >= means.len() {
@@ -240,31 +266,31 @@ impl Memory {
         (shift.score > thresholds.tail).then_some(Finding::Tail(shift.score, shift.ratio, shift.days))
     }
 
-    /// Levels of the days that end with the newest block, the oldest first, and the usual number of requests in one.
-    #[expect(clippy::cast_precision_loss, reason = "days")]
-    fn daily_means(&self) -> (Vec<f32>, f32) {
-        let (mut levels, mut requests) = (Vec::with_capacity(slow::DAYS_MAX), 0.0);
-        for day in 0..slow::DAYS_MAX {
-            let cells = (0..DAY_BLOCKS).map_while(|b| self.blocks.back(day * DAY_BLOCKS + b));
-            let mean = fast::mean_of(cells);
-            if self.blocks.len() < (day + 1) * DAY_BLOCKS {
-                break;
-            }
-            if mean.n >= DAY_REQUESTS_MIN {
-                levels.push(mean.level);
-                requests += mean.n;
-            }
-        }
-        levels.reverse();
-        let n = levels.len() as f32;
-        (levels, requests / n.max(1.0))
-    }
-
     fn daily_p95s(&self) -> Vec<f32> {
         let mut levels: Vec<f32> = (0..slow::DAYS_MAX).filter_map(|day| self.p95.back(day * DAY_BLOCKS)?.get()).collect();
         levels.reverse();
         levels
     }
+}
+
+/// Levels of the days that end so many blocks before the newest one's end, the oldest first, and the usual number of requests in one.
+#[expect(clippy::cast_precision_loss, reason = "days")]
+fn daily_means(blocks: &Ring<Cell>, skip: usize) -> (Vec<f32>, f32) {
+    let (mut levels, mut requests) = (Vec::with_capacity(slow::DAYS_MAX), 0.0);
+    for day in 0..slow::DAYS_MAX {
+        let first = skip + day * DAY_BLOCKS;
+        if blocks.len() < first + DAY_BLOCKS {
+            break;
+        }
+        let mean = fast::mean_of((first..first + DAY_BLOCKS).filter_map(|b| blocks.back(b)));
+        if mean.n >= DAY_REQUESTS_MIN {
+            levels.push(mean.level);
+            requests += mean.n;
+        }
+    }
+    levels.reverse();
+    let n = levels.len() as f32;
+    (levels, requests / n.max(1.0))
 }
 
 /// The level of the three days before a window that ends now, `since_block` quarters after the newest block ended.

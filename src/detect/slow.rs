@@ -26,8 +26,7 @@ const DAYS_MIN: usize = 10;
 const CHANGE_MIN: f32 = 0.05;
 
 /// Lengths of the windows after the onset in days, and the factor by which a step's and a ramp's score over it exceed the others' on quiet series.
-const WINDOWS: [(usize, [f32; 2]); 17] = [
-    (1, [1.02, 1.00]),
+const WINDOWS: [(usize, [f32; 2]); 16] = [
     (2, [1.02, 1.00]),
     (3, [1.00, 1.00]),
     (4, [0.99, 0.99]),
@@ -69,60 +68,89 @@ pub struct Change {
     pub change: f32,
 }
 
+/// Daily log levels, whitened: the first as it is, each later one less what the day before foretells.
+struct Whitened {
+    days: [f32; DAYS_MAX],
+    n: usize,
+    /// Inner products with the constant, and what is left of the levels' squares without it.
+    with_one: f32,
+    one_one: f32,
+    total: f32,
+    /// Prior variance of a whitened level.
+    prior: f32,
+}
+
+/// What the constant 1 becomes, and the scale.
+const ROOT: f32 = 0.866_025_4;
+const STEADY: f32 = (1.0 - DAY_CORRELATION) / ROOT;
+
+impl Whitened {
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn new(levels: &[f32], sampling: f32) -> Option<Self> {
+        let levels = levels.get(levels.len().saturating_sub(DAYS_MAX)..)?;
+        let (n, base, phi) = (levels.len(), *levels.first()?, DAY_CORRELATION);
+        let mut days = [0.0_f32; DAYS_MAX];
+        let (mut with_one, mut squares) = (0.0_f32, 0.0_f32);
+        for i in 1..n {
+            let w = ((levels[i] - base) - phi * (levels[i - 1] - base)) / ROOT;
+            days[i] = w;
+            with_one += w * STEADY;
+            squares += w * w;
+        }
+        let one_one = 1.0 + (n - 1) as f32 * STEADY * STEADY;
+        // White noise of sampling grows by this when it is whitened for a correlation that it has not.
+        let prior = FLEET_SD * FLEET_SD + sampling * (1.0 + phi * phi) / (1.0 - phi * phi);
+        Some(Self { days, n, with_one, one_one, total: squares - with_one * with_one / one_one, prior })
+    }
+
+    /// Student's t of a change over the last `length` days, and its size now.
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn change(&self, length: usize, shape: Shape) -> (f32, f32) {
+        let (mut with_level, mut own, mut with_constant, mut before) = (0.0_f32, 0.0_f32, 0.0_f32, 0.0_f32);
+        for (i, w) in self.days[self.n - length..self.n].iter().enumerate() {
+            let height = if shape == Shape::Step { 1.0 } else { i as f32 + 0.5 };
+            let g = (height - DAY_CORRELATION * before) / ROOT;
+            before = height;
+            with_level += w * g;
+            own += g * g;
+            with_constant += g * STEADY;
+        }
+        let information = own - with_constant * with_constant / self.one_one;
+        let size = (with_level - self.with_one * with_constant / self.one_one) / information;
+        let rest = (self.total - size * size * information).max(0.0);
+        let variance = (rest + FLEET_DAYS * self.prior) / (self.n as f32 - 2.0 + FLEET_DAYS);
+        (size * (information / variance).sqrt(), size * before)
+    }
+}
+
 /// The best upward change of daily log levels (the oldest first), `sampling` being the variance that the number of requests leaves in one of them.
 #[must_use]
-#[expect(clippy::cast_precision_loss, reason = "days")]
 pub fn best_change(levels: &[f32], sampling: f32) -> Option<Change> {
-    let n = levels.len();
-    if n < DAYS_MIN {
+    if levels.len() < DAYS_MIN {
         return None;
     }
-    let phi = DAY_CORRELATION;
-    let root = (1.0 - phi * phi).sqrt();
-    // Whitened: the first day as it is, each later one less what the day before foretells.
-    let steady = (1.0 - phi) / root;
-    let one_one = 1.0 + (n - 1) as f32 * steady * steady;
-    let base = levels[0];
-    let mut white = [0.0_f32; DAYS_MAX];
-    let white = white.get_mut(..n)?;
-    let (mut with_one, mut squares) = (0.0_f32, 0.0_f32);
-    for i in 1..n {
-        let w = ((levels[i] - base) - phi * (levels[i - 1] - base)) / root;
-        white[i] = w;
-        with_one += w * steady;
-        squares += w * w;
-    }
-    let total = squares - with_one * with_one / one_one;
-    // White noise of sampling grows by this when it is whitened for a correlation that it has not.
-    let prior = FLEET_SD * FLEET_SD + sampling * (1.0 + phi * phi) / (1.0 - phi * phi);
+    let white = Whitened::new(levels, sampling)?;
     let mut best: Option<Change> = None;
-    for (length, usual) in WINDOWS {
-        if length + BEFORE_MIN > n {
+    for (days, usual) in WINDOWS {
+        if days + BEFORE_MIN > white.n {
             break;
         }
-        let after = &white[n - length..];
         for (shape, usual) in [Shape::Step, Shape::Ramp].into_iter().zip(usual) {
-            let (mut with_level, mut own, mut with_constant, mut before) = (0.0_f32, 0.0_f32, 0.0_f32, 0.0_f32);
-            for (i, w) in after.iter().enumerate() {
-                let height = if shape == Shape::Step { 1.0 } else { i as f32 + 0.5 };
-                let g = (height - phi * before) / root;
-                before = height;
-                with_level += w * g;
-                own += g * g;
-                with_constant += g * steady;
-            }
-            let information = own - with_constant * with_constant / one_one;
-            let size = (with_level - with_one * with_constant / one_one) / information;
-            if size * before < CHANGE_MIN {
-                continue;
-            }
-            let rest = (total - size * size * information).max(0.0);
-            let variance = (rest + FLEET_DAYS * prior) / (n as f32 - 2.0 + FLEET_DAYS);
-            let score = size * (information / variance).sqrt() / usual;
-            if best.is_none_or(|b| score > b.score) {
-                best = Some(Change { score, shape, days: length, change: size * before });
+            let (t, change) = white.change(days, shape);
+            let score = t / usual;
+            if change >= CHANGE_MIN && best.is_none_or(|b| score > b.score) {
+                best = Some(Change { score, shape, days, change });
             }
         }
     }
     best
+}
+
+/// The score and size of a step before the last level, whose time was known beforehand.
+#[must_use]
+pub fn known_step(levels: &[f32], sampling: f32) -> Option<(f32, f32)> {
+    if levels.len() < BEFORE_MIN + 1 {
+        return None;
+    }
+    Some(Whitened::new(levels, sampling)?.change(1, Shape::Step))
 }
