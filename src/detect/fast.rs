@@ -17,6 +17,8 @@ const FAST_WANDER: (f32, f32) = (0.045, 1.5);
 pub const WINDOWS: [usize; 6] = [6, 8, 12, 24, 48, 96];
 /// By how much more the shorter ones must show: spikes of one or two hours are usual in the latency of real services.
 const SPIKES: [f32; 6] = [1.8, 1.6, 1.0, 1.0, 1.0, 1.0];
+/// Variance that wander leaves between each window and the three days before it (a test computes it anew).
+const WANDER: [f32; 6] = [0.0036579, 0.0035386, 0.0033460, 0.0029976, 0.0027231, 0.0025742];
 /// The least change of a log level for a verdict within hours.
 const CHANGE_MIN: f32 = 0.12;
 /// How much scatter between the quarters of a window beyond the model counts.
@@ -40,14 +42,16 @@ pub type Cell = (Count, Level);
 /// What is remembered for it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fast {
-    /// The quarters of the last day.
+    /// The quarters of the last six hours.
     pub quarters: Ring<Cell>,
+    /// The hours of the last day.
+    pub hours: Ring<Cell>,
     gauges: [Gauge; WINDOWS.len()],
 }
 
 impl Default for Fast {
     fn default() -> Self {
-        Self { quarters: Ring::new(96), gauges: [Gauge::default(); WINDOWS.len()] }
+        Self { quarters: Ring::new(24), hours: Ring::new(24), gauges: [Gauge::default(); WINDOWS.len()] }
     }
 }
 
@@ -99,12 +103,19 @@ pub fn mean_of(cells: impl Iterator<Item = Cell>) -> Mean {
 }
 
 impl Fast {
+    /// The mean over the last quarters of an hour; more than are kept are whole hours.
+    #[must_use]
+    pub fn mean(&self, window: usize) -> Mean {
+        if window <= 24 { mean_of((0..window).map_while(|ago| self.quarters.back(ago))) } else { mean_of((0..window / 4).map_while(|ago| self.hours.back(ago))) }
+    }
+
     /// How far the quarters of a window scatter about its mean, as the variance of that mean: what lasts a few minutes scatters, a step does not.
     #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
     fn scatter(&self, window: usize, mean: Mean) -> f32 {
         let (mut squares, mut cells) = (0.0, 0_usize);
-        for ago in 0..window {
-            let Some((count, level)) = self.quarters.back(ago) else { break };
+        let (ring, length) = if window <= 24 { (&self.quarters, window) } else { (&self.hours, window / 4) };
+        for ago in 0..length {
+            let Some((count, level)) = ring.back(ago) else { break };
             let Some(level) = level.get() else { continue };
             let off = count.get() * (level - mean.level);
             squares += off * off;
@@ -125,15 +136,14 @@ impl Fast {
             if window > 12 && quarter_of_hour != 0 {
                 continue;
             }
-            let mean = mean_of((0..window).map_while(|ago| self.quarters.back(ago)));
+            let mean = self.mean(window);
             let past = before(window);
             if mean.n < REQUESTS_MIN || past.n < REQUESTS_BEFORE_MIN {
                 continue;
             }
-            let hours = window as f32 / 4.0;
-            let sd = (wander(hours, 72.0) + variance * (1.0 / mean.n + 1.0 / past.n)).sqrt();
+            let model = WANDER[index] + variance * (1.0 / mean.n + 1.0 / past.n);
             let change = mean.level - past.level;
-            let z = change / sd;
+            let z = change / model.sqrt();
             let gauge = &mut self.gauges[index];
             let quiet_past = *gauge;
             let (record, learnt) = (gauge.record(), gauge.weight());
@@ -145,9 +155,8 @@ impl Fast {
                 continue;
             }
             let scatter = self.scatter(window, mean);
-            let model = wander(hours, 72.0) + variance * (1.0 / mean.n + 1.0 / past.n);
             // Neighbouring quarters resemble each other: what they scatter beyond the model counts double.
-            let excess = (scatter - variance / mean.n - FAST_WANDER.0 * FAST_WANDER.0 / window as f32).max(0.0);
+            let excess = (scatter - variance / mean.n - FAST_WANDER.0 * FAST_WANDER.0 / window.min(24) as f32).max(0.0);
             let score = quiet_past.score(change / (model + SCATTER_WEIGHT * excess).sqrt()) / SPIKES[index];
             if best.is_none_or(|b| score > b.score) {
                 best = Some(Step { score, change, quarters: window, requests: mean.n });

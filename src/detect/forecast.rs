@@ -16,7 +16,7 @@ const DAYS_AHEAD_MAX: f32 = 400.0;
 /// What the fleet's noise weighs, in days.
 const FLEET_DAYS: f32 = 6.0;
 /// Prior weight of the shapes.
-const PRIOR: [f32; 4] = [0.4, 0.2, 0.2, 0.2];
+const PRIOR: [f32; 4] = [0.6, 0.1, 0.2, 0.1];
 
 /// How a level grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

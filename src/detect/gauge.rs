@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::packed::Level;
+use super::packed::{Count, Level};
 
 /// Weeks whose largest value is remembered.
 const WEEKS: usize = 4;
@@ -31,8 +31,8 @@ pub struct Gauge {
 struct Day {
     values: u8,
     beyond: u8,
-    squares: f32,
-    excess: f32,
+    squares: Count,
+    excess: Count,
     largest: Level,
 }
 
@@ -51,16 +51,24 @@ const WEIGHT_MAX: f32 = 400.0;
 const GAUSS_BEYOND: f32 = 0.158_66;
 const GAUSS_EXCESS: f32 = 0.525_1;
 
+/// Sums of a day are kept in sixteenths.
+const SIXTEENTHS: f32 = 16.0;
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative")]
+fn add(sum: Count, value: f32) -> Count {
+    Count::new((sum.get() + value * SIXTEENTHS).round() as u64)
+}
+
 impl Gauge {
     /// Takes in a value.
     pub fn learn(&mut self, value: f32) {
         let over = value / self.scale() - 1.0;
         let today = &mut self.fresh[0];
         today.values = today.values.saturating_add(1);
-        today.squares += (value * value).min(25.0);
+        today.squares = add(today.squares, (value * value).min(25.0));
         if over > 0.0 {
             today.beyond = today.beyond.saturating_add(1);
-            today.excess += over.min(12.0);
+            today.excess = add(today.excess, over.min(12.0));
         }
         if today.largest.get().is_none_or(|l| l < value / 10.0) {
             today.largest = Level::new(value / 10.0);
@@ -74,9 +82,9 @@ impl Gauge {
             let n = f32::from(old.values);
             self.weight = (self.weight + n).min(WEIGHT_MAX);
             let (own, more) = (n / (self.weight + FLEET_WEIGHT), n / (self.weight + 2.0 * FLEET_WEIGHT));
-            self.square += (old.squares / n - self.square) * own;
+            self.square += (old.squares.get() / SIXTEENTHS / n - self.square) * own;
             self.beyond += (f32::from(old.beyond) / n - self.beyond) * more;
-            self.excess += (old.excess / n - self.excess) * more;
+            self.excess += (old.excess.get() / SIXTEENTHS / n - self.excess) * more;
             if old.largest.get() > self.largest[0].get() {
                 self.largest[0] = old.largest;
             }

@@ -5,8 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::fast::{self, Cell, Fast, Mean};
-use super::packed::Ring;
+use super::fast::{self, Fast, Mean};
 use super::slow;
 
 /// When a marker is judged: whole quarters after its own (so at most 1, 6 and 24 hours after it), and the window of [`super::fast`] whose past tells how large such changes usually are.
@@ -46,14 +45,14 @@ pub struct Verdict {
 
 impl Markers {
     /// Sets a marker into the running quarter, which is not over yet.
-    pub fn set(&mut self, quarter: i64, quarters: &Ring<Cell>) {
+    pub fn set(&mut self, quarter: i64, fast: &Fast) {
         if self.0.iter().any(|m| m.quarter == quarter) {
             return;
         }
         if self.0.len() == MARKERS {
             self.0.remove(0);
         }
-        let before = fast::mean_of((0..quarters.len()).filter_map(|ago| quarters.back(ago)));
+        let before = fast.mean(96);
         self.0.push(Watched { quarter, before: (before.n, before.level), after: (0.0, 0.0) });
     }
 

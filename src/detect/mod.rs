@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::histogram::Histogram;
 use budget::Thresholds;
 use fast::{Cell, Mean};
-use packed::{Count, Level, Ring};
+use packed::{Count, Height, Level, Ring};
 use reference::{Hour, Reference, Residuals, TAILS};
 
 /// Hours of a block of the slow path.
@@ -67,7 +67,9 @@ pub struct Memory {
     /// Blocks of six hours.
     blocks: Ring<Cell>,
     /// p95 of the day that ends with each block.
-    p95: Ring<Level>,
+    p95: Ring<Height>,
+    /// The running hour, likewise.
+    hour: (f32, f64),
     /// The running block: requests and the sum of their levels.
     block: (f32, f64),
     /// Requests of the running hour.
@@ -88,6 +90,7 @@ impl Default for Memory {
             schedule: schedule::Schedule::default(),
             blocks: Ring::new(BLOCKS),
             p95: Ring::new(BLOCKS),
+            hour: (0.0, 0.0),
             block: (0.0, 0.0),
             hour_requests: 0,
             rising_since: i64::MAX,
@@ -118,6 +121,8 @@ impl Memory {
         self.hour_requests += u32::try_from(n).unwrap_or(u32::MAX);
         let level = if n > 0 && reference.is_some() { Level::new((sum / n as f64) as f32) } else { Level::default() };
         self.fast.quarters.push((Count::new(n), level));
+        self.hour.0 += n as f32;
+        self.hour.1 += sum;
         self.block.0 += n as f32;
         self.block.1 += sum;
         let mut found = [None, None];
@@ -125,7 +130,7 @@ impl Memory {
             found[0] = self.judge_fast(reference, thresholds, hour, of_hour);
         }
         let quiet = hour >= self.traffic_rests_until;
-        let collapse = self.traffic.judge(done, &self.fast.quarters, quiet, thresholds.traffic);
+        let collapse = self.traffic.judge(done, &self.fast.quarters, thresholds.traffic);
         if let Some(c) = collapse.filter(|_| quiet) {
             self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
             found[1] = Some(Finding::Collapse(c.score, c.seen, c.expected, c.quarters));
@@ -156,7 +161,7 @@ impl Memory {
 
     /// A marker was set during this quarter of an hour.
     pub fn marker(&mut self, quarter: i64) {
-        self.markers.set(quarter, &self.fast.quarters);
+        self.markers.set(quarter, &self.fast);
     }
 
     fn judge_fast(&mut self, reference: &Reference, thresholds: &Thresholds, hour: i64, of_hour: i64) -> Option<Finding> {
@@ -173,16 +178,14 @@ impl Memory {
         Some(Finding::FastStep(step.score, step.change, step.quarters))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a mean level")]
     fn end_hour(&mut self, hour: i64, levels: bool) {
+        self.fast.hours.push(cell_of(self.hour, levels));
+        self.hour = (0.0, 0.0);
         self.traffic.push_hour(Count::new(u64::from(self.hour_requests)));
         self.hour_requests = 0;
         if (hour + 1).rem_euclid(BLOCK_HOURS) == 0 {
             if levels {
-                let (n, sum) = self.block;
-                let level = if n > 0.0 { Level::new((sum / f64::from(n)) as f32) } else { Level::default() };
-                #[expect(clippy::cast_sign_loss, reason = "a count")]
-                self.blocks.push((Count::new(n as u64), level));
+                self.blocks.push(cell_of(self.block, true));
             }
             self.block = (0.0, 0.0);
         }
@@ -205,7 +208,8 @@ impl Memory {
         }
         let n = scratch.total() as f32;
         let p95 = if n < P95_REQUESTS_MIN { None } else { scratch.quantile(0.95) };
-        self.p95.push(p95.map_or(Level::default(), Level::new));
+        let mean = self.day_mean(0);
+        self.p95.push(p95.map_or(Height::default(), |p95| Height::new(p95 - mean)));
         if (hour + 1).rem_euclid(24) == 0 && n >= DAY_REQUESTS_MIN {
             let median = scratch.quantile(0.5).unwrap_or(0.0);
             let mut beyond = [Count::default(); TAILS];
@@ -266,11 +270,22 @@ impl Memory {
         (shift.score > thresholds.tail).then_some(Finding::Tail(shift.score, shift.ratio, shift.days))
     }
 
+    /// The mean level of the day that ends so many days before the newest block.
+    fn day_mean(&self, day: usize) -> f32 {
+        fast::mean_of((0..DAY_BLOCKS).filter_map(|b| self.blocks.back(day * DAY_BLOCKS + b))).level
+    }
+
     fn daily_p95s(&self) -> Vec<f32> {
-        let mut levels: Vec<f32> = (0..slow::DAYS_MAX).filter_map(|day| self.p95.back(day * DAY_BLOCKS)?.get()).collect();
+        let mut levels: Vec<f32> = (0..slow::DAYS_MAX).filter_map(|day| Some(self.p95.back(day * DAY_BLOCKS)?.get()? + self.day_mean(day))).collect();
         levels.reverse();
         levels
     }
+}
+
+/// A number of requests and the mean of their levels, as it is kept.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count and a mean level")]
+fn cell_of((n, sum): (f32, f64), levels: bool) -> Cell {
+    (Count::new(n as u64), if n > 0.0 && levels { Level::new((sum / f64::from(n)) as f32) } else { Level::default() })
 }
 
 /// Levels of the days that end so many blocks before the newest one's end, the oldest first, and the usual number of requests in one.

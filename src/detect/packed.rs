@@ -59,6 +59,33 @@ impl Level {
     }
 }
 
+/// A small difference of log levels in steps of 1/64 up to two (a factor of seven); or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Height(i8);
+
+const HEIGHT_STEPS: f32 = 64.0;
+
+impl Default for Height {
+    fn default() -> Self {
+        Self(i8::MIN)
+    }
+}
+
+impl Height {
+    /// The nearest that can be kept.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "clamped to the range")]
+    pub fn new(height: f32) -> Self {
+        Self((height * HEIGHT_STEPS).round().clamp(-127.0, 127.0) as i8)
+    }
+
+    /// The difference, if there is one.
+    #[must_use]
+    pub fn get(self) -> Option<f32> {
+        (self.0 != i8::MIN).then(|| f32::from(self.0) / HEIGHT_STEPS)
+    }
+}
+
 /// The last values, the newest first; no more than its capacity.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ring<T> {

@@ -23,16 +23,23 @@ const LULL: f32 = 0.65;
 const SPREAD: f32 = 0.12;
 const SPREAD_HOURS: f32 = 6.0;
 
+/// Variance that the spread leaves in the mean over each window (a test computes it anew).
+const SPREAD_OF_WINDOW: [f32; 11] = [0.014202, 0.014008, 0.013818, 0.013632, 0.013271, 0.012925, 0.012272, 0.011669, 0.009670, 0.007031, 0.005433];
+/// Windows up to this one are judged each quarter of an hour, longer ones each hour.
+const WINDOWS_EACH_QUARTER: usize = 8;
+/// The window by which it is learnt how much an endpoint's traffic differs from week to week.
+const LEARNT_WINDOW: usize = 16;
+
 /// What is remembered for it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Traffic {
     hours: Ring<Count>,
-    gauges: [Gauge; WINDOWS.len()],
+    gauge: Gauge,
 }
 
 impl Default for Traffic {
     fn default() -> Self {
-        Self { hours: Ring::new(HOURS), gauges: [Gauge::default(); WINDOWS.len()] }
+        Self { hours: Ring::new(HOURS), gauge: Gauge::default() }
     }
 }
 
@@ -63,65 +70,54 @@ impl Traffic {
         self.hours.len()
     }
 
-    /// What the same quarters of the week so many weeks ago had. The newest hour in the ring is the one before the running hour,
-    /// of which `done` quarters (1 to 4) have passed.
+    /// Judges the windows that end with the last of `done` quarters (1 to 4) of the running hour, which is not in `hours` yet; `quarters` has the counts of
+    /// the last hours, the newest first. While something is open, nothing is learnt.
     #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
-    fn weeks_ago(&self, week: usize, window: usize, done: usize) -> Option<f32> {
-        let mut sum = 0.0;
-        let mut left = window;
-        // The running hour is `hours` at -1 from the ring's newest: a week ago it stands at 167.
-        let mut ago = week * WEEK_HOURS - 1;
-        let mut part = done.min(left);
-        while left > 0 {
-            sum += self.hours.back(ago)?.get() * part as f32 / 4.0;
-            left -= part;
-            ago += 1;
-            part = left.min(4);
+    pub fn judge(&mut self, done: usize, quarters: &Ring<super::fast::Cell>, thresholds: (f32, f32)) -> Option<Collapse> {
+        let weeks = (self.hours.len() / WEEK_HOURS).min(4);
+        if weeks == 0 {
+            return None;
         }
-        Some(sum)
-    }
-
-    /// Judges the windows that end with the last of `done` quarters of the running hour; `quarters` has the counts, the newest first.
-    /// While something is open, nothing is learnt.
-    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
-    pub fn judge(&mut self, done: usize, quarters: &Ring<super::fast::Cell>, quiet: bool, thresholds: (f32, f32)) -> Option<Collapse> {
+        let scale = self.gauge.scale();
+        let known = 1.0 + 1.3 / weeks as f32;
         let mut best: Option<Collapse> = None;
-        let (mut seen, mut counted) = (0.0, 0);
+        // Quarters that are summed, what they had in earlier weeks, and the next hour back.
+        let (mut summed, mut seen, mut past, mut hour) = (0, 0.0, [0.0_f32; 4], 0);
         for (index, window) in WINDOWS.into_iter().enumerate() {
-            if window > 8 && done != 4 || quarters.len() < window {
+            if window > WINDOWS_EACH_QUARTER && done != 4 {
+                break;
+            }
+            while summed < window {
+                // The rest of an hour, as much of it as the window takes.
+                let in_hour = if summed < done { done - summed } else { 4 - (summed - done) % 4 };
+                let part = in_hour.min(window - summed);
+                for (week, sum) in past.iter_mut().enumerate().take(weeks) {
+                    // A week before the running hour the ring has it 167 hours back.
+                    *sum += self.hours.back((week + 1) * WEEK_HOURS - 1 + hour).unwrap_or_default().get() * part as f32 / 4.0;
+                }
+                seen += if summed + part <= quarters.len() {
+                    (summed..summed + part).map(|ago| quarters.back(ago).unwrap_or_default().0.get()).sum::<f32>()
+                } else {
+                    self.hours.back(hour - 1).unwrap_or_default().get() * part as f32 / 4.0
+                };
+                summed += part;
+                hour += usize::from(part == in_hour);
+            }
+            if done == 4 && window == LEARNT_WINDOW {
+                self.learn(seen, &past[..weeks], window);
+            }
+            // Nothing within reach of a threshold: most windows end here.
+            let mut sorted = past;
+            let expected = median(&mut sorted[..weeks]);
+            if expected < EXPECTED_MIN || seen > 0.75 * expected {
                 continue;
             }
-            while counted < window {
-                seen += quarters.back(counted).map_or(0.0, |c| c.0.get());
-                counted += 1;
-            }
-            let mut past = [0.0; 4];
-            let mut weeks = 0;
-            while weeks < 4 {
-                let Some(n) = self.weeks_ago(weeks + 1, window, done) else { break };
-                past[weeks] = n;
-                weeks += 1;
-            }
-            let Some(past) = past.get_mut(..weeks).filter(|p| !p.is_empty()) else { continue };
-            let expected = median(past);
-            if expected < EXPECTED_MIN {
-                continue;
-            }
-            let hours = window as f32 / 4.0;
-            let spread = SPREAD * SPREAD * super::fast::mean_variance(hours, SPREAD_HOURS);
-            let known = 1.0 + 1.3 / weeks as f32;
-            // How far below: on the log scale for the spread, by the likelihood for the counting.
-            let gauge = &mut self.gauges[index];
-            let scale = gauge.scale();
-            let sd = |mean: f32| (mean + mean * mean * spread * scale * scale * known + mean * mean / expected * (known - 1.0)).sqrt();
-            let ratio = |mean: f32| -super::tail::signed_root(seen, mean) * mean.sqrt() / sd(mean);
-            let score = ratio(expected);
-            if quiet && done == 4 {
-                // In units of what is expected of the fleet.
-                let plain = (seen - expected) / (expected + expected * expected * spread * known + expected * (known - 1.0)).sqrt();
-                gauge.learn(-plain);
-            }
-            let lull_score = ratio(LULL * expected);
+            let spread = SPREAD_OF_WINDOW[index] * scale * scale * known;
+            let ratio = |mean: f32| {
+                let variance = mean + mean * mean * spread + mean * mean / expected * (known - 1.0);
+                -super::tail::signed_root(seen, mean) * (mean / variance).sqrt()
+            };
+            let (score, lull_score) = (ratio(expected), ratio(LULL * expected));
             if score > thresholds.0 && lull_score > thresholds.1 && best.is_none_or(|b| score > b.score) {
                 best = Some(Collapse { score, lull_score, seen, expected, quarters: window });
             }
@@ -129,13 +125,25 @@ impl Traffic {
         best
     }
 
+    /// How far the last hours were from the same hours of earlier weeks, in units of what is expected of the fleet.
+    #[expect(clippy::cast_precision_loss, reason = "weeks")]
+    fn learn(&mut self, seen: f32, past: &[f32], window: usize) {
+        let mut sorted = [0.0; 4];
+        sorted[..past.len()].copy_from_slice(past);
+        let expected = median(&mut sorted[..past.len()]);
+        if expected < EXPECTED_MIN {
+            return;
+        }
+        let known = 1.0 + 1.3 / past.len() as f32;
+        let spread = SPREAD * SPREAD * super::fast::mean_variance(window as f32 / 4.0, SPREAD_HOURS) * known;
+        self.gauge.learn((expected - seen) / (expected + expected * expected * spread + expected * (known - 1.0)).sqrt());
+    }
+
     /// Begins another day, and another week.
     pub fn turn_day(&mut self, quiet: bool, week: bool) {
-        for gauge in &mut self.gauges {
-            gauge.turn_day(quiet);
-            if week {
-                gauge.turn_week();
-            }
+        self.gauge.turn_day(quiet);
+        if week {
+            self.gauge.turn_week();
         }
     }
 }
