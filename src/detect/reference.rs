@@ -188,21 +188,28 @@ impl Reference {
     pub fn learn(hours: &[Hour<'_>]) -> Option<Self> {
         let mut all = Residuals::new();
         let mut slots = vec![Residuals::new(); SLOTS];
+        let mut kinds = [Residuals::new(), Residuals::new()];
         for h in hours {
             for (bucket, count) in h.timings.buckets() {
                 let (level, count) = (log_of_bucket(bucket), u32::try_from(count).unwrap_or(u32::MAX));
                 all.add(level, count);
                 slots[slot_of(h.hour)].add(level, count);
+                kinds[slot_of(h.hour) / 24].add(level, count);
             }
         }
         if all.total() < 200 {
             return None;
         }
         let median = all.quantile(0.5)?;
+        // From the whole to the kind of day to the hour, each trusted as far as its requests go.
+        let toward = |own: &Residuals, whole: f32| own.quantile(0.5).map_or(0.0, |m| (m - whole) * own.total() as f32 / (own.total() as f32 + SLOT_SHRINKAGE));
         let season: Vec<f32> = slots
             .iter()
-            .map(|s| s.quantile(0.5).map_or(0.0, |own| (own - median) * s.total() as f32 / (s.total() as f32 + SLOT_SHRINKAGE)))
-            .map(|s| Level::new(s).get().unwrap_or(0.0))
+            .enumerate()
+            .map(|(slot, own)| {
+                let kind = toward(&kinds[slot / 24], median);
+                Level::new(kind + toward(own, median + kind)).get().unwrap_or(0.0)
+            })
             .collect();
         let mut without = Residuals::new();
         for h in hours {

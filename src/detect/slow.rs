@@ -45,6 +45,9 @@ const WINDOWS: [(usize, [f32; 2]); 16] = [
     (28, [0.87, 0.80]),
 ];
 
+/// A step is seen within these days or not at all: longer ones only add false alarms, and what rises slower is a ramp.
+const STEP_DAYS_MAX: usize = 10;
+
 /// How a change goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -138,6 +141,9 @@ pub fn best_change(levels: &[f32], sampling: f32) -> Option<Change> {
         for (shape, usual) in [Shape::Step, Shape::Ramp].into_iter().zip(usual) {
             let (t, change) = white.change(days, shape);
             let score = t / usual;
+            if shape == Shape::Step && days > STEP_DAYS_MAX {
+                continue;
+            }
             if change >= CHANGE_MIN && best.is_none_or(|b| score > b.score) {
                 best = Some(Change { score, shape, days, change });
             }
