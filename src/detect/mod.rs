@@ -276,7 +276,9 @@ impl Memory {
     }
 
     fn daily_p95s(&self) -> Vec<f32> {
-        let mut levels: Vec<f32> = (0..slow::DAYS_MAX).filter_map(|day| Some(self.p95.back(day * DAY_BLOCKS)?.get()? + self.day_mean(day))).collect();
+        let days = self.blocks.len() / DAY_BLOCKS;
+        let mut levels = Vec::with_capacity(days);
+        levels.extend((0..days).filter_map(|day| Some(self.p95.back(day * DAY_BLOCKS)?.get()? + self.day_mean(day))));
         levels.reverse();
         levels
     }

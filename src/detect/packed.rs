@@ -24,12 +24,22 @@ impl Count {
     /// The count.
     #[must_use]
     pub fn get(self) -> f32 {
-        if self.0 < 32 {
-            return f32::from(self.0);
-        }
-        let magnitude = self.0 / 16 - 1;
-        f32::from(16 + self.0 % 16) * f32::from(2_u16).powi(i32::from(magnitude))
+        COUNTS[usize::from(self.0)]
     }
+}
+
+/// The count of each code.
+static COUNTS: [f32; 256] = counts();
+
+#[expect(clippy::cast_precision_loss, reason = "at most 31 times a power of two")]
+const fn counts() -> [f32; 256] {
+    let mut counts = [0.0; 256];
+    let mut code = 0_usize;
+    while code < 256 {
+        counts[code] = if code < 32 { code as f32 } else { ((16 + code as u64 % 16) << (code / 16 - 1)) as f32 };
+        code += 1;
+    }
+    counts
 }
 
 /// A difference of log levels in steps of 1/8000 (0.0125 %), up to a factor of 60; or nothing.
@@ -118,18 +128,10 @@ impl<T: Copy + Default> Ring<T> {
         if ago >= len {
             return None;
         }
-        let capacity = usize::from(self.capacity);
-        let at = if len < capacity { len - 1 - ago } else { (usize::from(self.next) + capacity - 1 - ago) % capacity };
+        // Before it is full, `next` is its length, or 0 just when it has become full.
+        let next = usize::from(self.next);
+        let at = if ago < next { next - 1 - ago } else { next + len - 1 - ago };
         self.values.get(at).copied()
-    }
-
-    /// Changes the value so many before the newest.
-    pub fn change(&mut self, ago: usize, value: T) {
-        let (len, capacity) = (self.values.len(), usize::from(self.capacity));
-        if ago < len {
-            let at = if len < capacity { len - 1 - ago } else { (usize::from(self.next) + capacity - 1 - ago) % capacity };
-            self.values[at] = value;
-        }
     }
 
     /// How many there are.
