@@ -129,7 +129,7 @@ impl Fast {
     /// Judges the windows that end now; `before(quarters)` gives the three days before a window of so many quarters and `variance`
     /// is that of one request. While something is open, nothing is learnt.
     #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
-    pub fn judge(&mut self, quarter_of_hour: i64, variance: f32, quiet: bool, before: impl Fn(usize) -> Mean) -> Option<Step> {
+    pub fn judge(&mut self, quarter_of_hour: i64, variance: f32, quiet: bool, mut before: impl FnMut(usize) -> Mean) -> Option<Step> {
         let mut best: Option<Step> = None;
         for (index, window) in WINDOWS.into_iter().enumerate() {
             // Long windows move little in a quarter of an hour.

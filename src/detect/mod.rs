@@ -169,7 +169,12 @@ impl Memory {
         let since_block = usize::try_from(hour.rem_euclid(BLOCK_HOURS) * 4 + of_hour + 1).unwrap_or(0);
         let variance = reference.variance;
         let blocks = &self.blocks;
-        let before = |window: usize| before_window(blocks, window, since_block, variance);
+        // Windows that begin in the same block have the same past.
+        let mut known = [None; 8];
+        let before = |window: usize| {
+            let skip = window.saturating_sub(since_block).div_ceil(24);
+            *known[skip.min(7)].get_or_insert_with(|| before_blocks(blocks, skip, variance))
+        };
         let step = self.fast.judge(of_hour, variance, quiet, before)?;
         if !quiet || step.score < thresholds.fast {
             return None;
@@ -310,9 +315,8 @@ fn daily_means(blocks: &Ring<Cell>, skip: usize) -> (Vec<f32>, f32) {
     (levels, requests / n.max(1.0))
 }
 
-/// The level of the three days before a window that ends now, `since_block` quarters after the newest block ended.
-fn before_window(blocks: &Ring<Cell>, window: usize, since_block: usize, variance: f32) -> Mean {
-    let skip = window.saturating_sub(since_block).div_ceil(24);
+/// The level of three days that end so many blocks before the newest one's end.
+fn before_blocks(blocks: &Ring<Cell>, skip: usize, variance: f32) -> Mean {
     let (mut n, mut weights, mut sum) = (0.0, 0.0, 0.0);
     for ago in skip..skip + 12 {
         let Some((count, level)) = blocks.back(ago) else { break };

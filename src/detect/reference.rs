@@ -108,7 +108,8 @@ impl Residuals {
     /// Counts a log level so many times.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "log levels of 1 to 2^40 microseconds")]
     pub fn add(&mut self, level: f32, count: u32) {
-        let cell = (level * CELLS).floor() as i32;
+        // Truncated on a grid 128 times finer, then shifted: floor() is a call where the processor has no instruction for it.
+        let cell = ((level * CELLS * 128.0) as i32) >> 7;
         if self.counts.is_empty() {
             self.first = cell - 256;
             self.counts.resize(768, 0);
