@@ -181,3 +181,28 @@ impl Fast {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The closed variances against sums of the covariance e^(−|t|/τ) over a fine grid.
+    #[test]
+    #[expect(clippy::cast_precision_loss, reason = "a grid")]
+    fn the_variances_of_window_means_are_those_of_the_process() {
+        let (after, before, tau) = (6.0_f64, 72.0_f64, 36.0_f64);
+        let grid = |hours: f64, from: f64| (0..200).map(move |i| from + hours * (f64::from(i) + 0.5) / 200.0).collect::<Vec<_>>();
+        let covariance = |a: &[f64], b: &[f64]| a.iter().flat_map(|x| b.iter().map(move |y| (-(x - y).abs() / tau).exp())).sum::<f64>() / (a.len() * b.len()) as f64;
+        let (a, b) = (grid(after, 0.0), grid(before, -before));
+        let expected = covariance(&a, &a) + covariance(&b, &b) - 2.0 * covariance(&a, &b);
+        assert!((f64::from(difference_variance(6.0, 72.0, 36.0)) - expected).abs() < 1e-3);
+    }
+
+    #[test]
+    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
+    fn the_table_is_what_the_formula_gives() {
+        for (window, kept) in WINDOWS.into_iter().zip(WANDER) {
+            assert!((wander(window as f32 / 4.0, 72.0) - kept).abs() < 1e-6, "{window}");
+        }
+    }
+}

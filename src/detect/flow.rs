@@ -113,3 +113,29 @@ impl Flow {
         self.sums.1 = self.sums.1 * fade + o;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(hours: usize, out_of_20: impl Fn(usize) -> u64, declared: Option<f32>) -> Option<(usize, Missing)> {
+        let mut flow = Flow::default();
+        (0..hours * 4).find_map(|q| {
+            let out = out_of_20(q) / 4 + u64::from(out_of_20(q) % 4 > u64::try_from(q % 4).unwrap());
+            flow.quarter(i64::try_from(q).unwrap(), 5, out, declared, 6.0).map(|m| (q, m))
+        })
+    }
+
+    #[test]
+    fn a_ratio_is_learnt_and_a_quarter_that_vanishes_is_seen() {
+        let (at, missing) = run(400, |q| if q < 1200 { 18 } else { 12 }, None).unwrap();
+        assert!((1200..1224).contains(&at), "{at} {missing:?}");
+        assert!((missing.ratio - 0.9).abs() < 0.02);
+        assert_eq!(run(400, |_| 18, None), None);
+    }
+
+    #[test]
+    fn a_declared_ratio_needs_no_learning() {
+        assert!(run(8, |_| 10, Some(1.0)).is_some());
+    }
+}

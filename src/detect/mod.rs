@@ -12,9 +12,11 @@ pub mod marker;
 pub mod packed;
 pub mod reference;
 pub mod schedule;
+pub mod siblings;
 pub mod slow;
 pub mod tail;
 pub mod traffic;
+pub mod trend;
 
 use serde::{Deserialize, Serialize};
 

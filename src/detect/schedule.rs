@@ -84,3 +84,36 @@ impl Schedule {
         (missing > (6.0 * sd).max(0.1 * usual).max(3.0)).then_some(Unfinished { done, usual, score: missing / sd })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nights(counts: &[u32]) -> Vec<(usize, u8, Unfinished)> {
+        let mut schedule = Schedule::default();
+        let mut told = Vec::new();
+        for (night, count) in counts.iter().enumerate() {
+            for hour in 0..24 {
+                let requests = if hour == 2 { *count } else { 0 };
+                told.extend(schedule.hour(hour, requests).map(|u| (night, hour, u)));
+            }
+        }
+        told
+    }
+
+    #[test]
+    fn half_a_run_is_told_in_the_hour_in_which_it_should_have_ended() {
+        let mut counts: Vec<u32> = (0..20).map(|n| 396 + n % 5).collect();
+        counts[17] = 150;
+        let told = nights(&counts);
+        assert_eq!(told.iter().map(|t| (t.0, t.1)).collect::<Vec<_>>(), [(17, 2)]);
+        assert!((told[0].2.done - 150.0).abs() < 0.5 && (told[0].2.usual - 398.0).abs() < 1.0);
+    }
+
+    /// Counts as of a Poisson process with mean 60: a dispersion of 1 (Cox & Lewis 1966) is no plan.
+    #[test]
+    fn chance_is_no_plan() {
+        let counts = [61, 52, 70, 58, 66, 49, 60, 57, 68, 63, 55, 74, 51, 62, 25, 60];
+        assert!(nights(&counts).is_empty());
+    }
+}

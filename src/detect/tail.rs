@@ -138,3 +138,34 @@ fn roughness(days: &[TailDay], cut: usize, expected: impl Fn(&TailDay) -> f32) -
     let (own, prior) = ((excess / squares.max(1.0)).max(0.0), 0.01);
     (own * n + prior * 10.0) / (n + 10.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// McCullagh & Nelder 1989, 2.4: the deviance of a Poisson count, by hand: 2(20 ln 2 − 10) = 7.7259.
+    #[test]
+    fn the_root_is_that_of_the_poisson_deviance() {
+        assert!((signed_root(20.0, 10.0) - 7.725_887_f32.sqrt()).abs() < 1e-4);
+        assert!((signed_root(0.0, 8.0) + 4.0).abs() < 1e-5);
+        assert!(signed_root(10.0, 10.0).abs() < 1e-5);
+    }
+
+    fn days(beyond: impl Fn(u64) -> u64) -> Tail {
+        let mut tail = Tail::default();
+        for day in 0..30 {
+            let beyond = [Count::new(beyond(day)); TAILS];
+            tail.push(TailDay { requests: Count::new(480), beyond, weekend: day % 7 >= 5 });
+        }
+        tail
+    }
+
+    #[test]
+    fn a_doubled_tail_is_seen_and_one_bad_day_is_not() {
+        let shares = [0.02; TAILS];
+        let steady = days(|d| 9 + d % 3).judge(&shares).map_or(0.0, |s| s.score);
+        let doubled = days(|d| if d < 20 { 9 + d % 3 } else { 19 + d % 3 }).judge(&shares).map_or(0.0, |s| s.score);
+        let one_day = days(|d| if d == 28 { 100 } else { 9 + d % 3 }).judge(&shares).map_or(0.0, |s| s.score);
+        assert!(doubled > 5.0 && steady < 3.0 && one_day < 3.0, "{doubled} {steady} {one_day}");
+    }
+}

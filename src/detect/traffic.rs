@@ -154,3 +154,49 @@ fn median(values: &mut [f32]) -> f32 {
     let n = values.len();
     if n % 2 == 1 { values[n / 2] } else { f32::midpoint(values[n / 2 - 1], values[n / 2]) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::packed::Level;
+
+    #[test]
+    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
+    fn the_table_is_what_the_formula_gives() {
+        for (window, kept) in WINDOWS.into_iter().zip(SPREAD_OF_WINDOW) {
+            let exact = SPREAD * SPREAD * crate::detect::fast::mean_variance(window as f32 / 4.0, SPREAD_HOURS);
+            assert!((exact - kept).abs() < 1e-5, "{window}: {exact}");
+        }
+    }
+
+    /// After four steady weeks at 20 an hour: what the quarters of an hour that follow say, and after how many of them.
+    fn told_after(per_quarter: u64, hours: usize) -> Option<(usize, Collapse)> {
+        let mut traffic = Traffic::default();
+        let mut quarters = Ring::new(24);
+        for _ in 0..672 {
+            traffic.push_hour(Count::new(20));
+        }
+        for _ in 0..24 {
+            quarters.push((Count::new(5), Level::default()));
+        }
+        for quarter in 0..hours * 4 {
+            quarters.push((Count::new(per_quarter), Level::default()));
+            if let Some(c) = traffic.judge(quarter % 4 + 1, &quarters, (4.4, 2.0)) {
+                return Some((quarter + 1, c));
+            }
+            if quarter % 4 == 3 {
+                traffic.push_hour(Count::new(per_quarter * 4));
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn silence_is_told_within_the_hour_and_a_third_less_never() {
+        let (quarters, silence) = told_after(0, 3).unwrap();
+        assert!(quarters <= 4 && silence.seen == 0.0, "{quarters} {silence:?}");
+        assert!(told_after(1, 6).is_some());
+        assert!(told_after(4, 48).is_none());
+        assert!(told_after(5, 48).is_none());
+    }
+}
