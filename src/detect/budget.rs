@@ -56,6 +56,13 @@ impl Family {
 }
 
 impl Thresholds {
+    /// Nothing is ever reported: for times that are only lived through.
+    #[must_use]
+    pub fn never() -> Self {
+        let never = f32::MAX;
+        Self { slow: never, fast: never, tail: never, marker: never, traffic: (never, never), flow: never }
+    }
+
     /// For a budget of false alarms per endpoint and 30 days, of each class: latency and traffic.
     #[must_use]
     pub fn of(false_alarms: f32, critical: bool) -> Self {

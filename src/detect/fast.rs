@@ -56,7 +56,7 @@ impl Default for Fast {
 }
 
 /// A step of the level.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// How far beyond chance.
     pub score: f32,

@@ -29,7 +29,7 @@ struct Watched {
 pub struct Markers(Vec<Watched>);
 
 /// What a marker changed.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// The quarter in which the marker was set.
     pub marker: i64,

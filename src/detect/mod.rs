@@ -17,6 +17,7 @@ pub mod slow;
 pub mod tail;
 pub mod traffic;
 pub mod trend;
+pub mod watch;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,21 +42,20 @@ const TRAFFIC_REST_HOURS: i64 = 48;
 
 /// What is wrong with an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Finding {
-    /// The level rises.
-    Creep(slow::Change),
-    /// The level has risen at once, seen over days.
-    SlowStep(slow::Change),
-    /// The level has risen within hours: score, change, quarters.
-    FastStep(f32, f32, usize),
-    /// The level has risen since a marker: score, change, hours.
-    MarkedStep(f32, f32, i64),
-    /// The tail has grown: score, ratio, days.
-    Tail(f32, f32, usize),
-    /// Less traffic than there should be: score, seen, expected, quarters.
-    Collapse(f32, f32, f32, usize),
-    /// A daily run that stopped: score, done, usual.
-    Unfinished(f32, f32, f32),
+    /// The level rises, or has risen at once, seen over days.
+    Level(slow::Change),
+    /// The level has risen within hours.
+    Step(fast::Step),
+    /// The level has risen since a marker.
+    Marked(marker::Verdict),
+    /// The tail has grown, the median has not.
+    Tail(tail::TailShift),
+    /// Less traffic than there should be.
+    Collapse(traffic::Collapse),
+    /// A daily run stopped before its end.
+    Unfinished(schedule::Unfinished),
 }
 
 /// What is remembered of an endpoint.
@@ -135,7 +135,7 @@ impl Memory {
         let collapse = self.traffic.judge(done, &self.fast.quarters, thresholds.traffic);
         if let Some(c) = collapse.filter(|_| quiet) {
             self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
-            found[1] = Some(Finding::Collapse(c.score, c.seen, c.expected, c.quarters));
+            found[1] = Some(Finding::Collapse(c));
         }
         if let Some(reference) = reference.filter(|_| found[0].is_none()) {
             let cell = Mean { n: n as f32, level: level.get().unwrap_or(0.0) };
@@ -145,7 +145,7 @@ impl Memory {
             let verdict = self.markers.judge(quarter, cell, &self.fast, reference.variance, thresholds.marker, days_before);
             if let Some(v) = verdict.filter(|_| hour >= self.latency_rests_until) {
                 self.latency_rests_until = hour + LATENCY_REST_HOURS;
-                found[0] = Some(Finding::MarkedStep(v.score, v.change, v.hours));
+                found[0] = Some(Finding::Marked(v));
             }
         }
         if done == 4 {
@@ -154,7 +154,7 @@ impl Memory {
                 && hour >= self.traffic_rests_until
             {
                 self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
-                found[1] = Some(Finding::Unfinished(u.score, u.done, u.usual));
+                found[1] = Some(Finding::Unfinished(u));
             }
             self.end_hour(hour, reference.is_some());
         }
@@ -182,7 +182,7 @@ impl Memory {
             return None;
         }
         self.latency_rests_until = hour + LATENCY_REST_HOURS;
-        Some(Finding::FastStep(step.score, step.change, step.quarters))
+        Some(Finding::Step(step))
     }
 
     fn end_hour(&mut self, hour: i64, levels: bool) {
@@ -255,6 +255,13 @@ impl Memory {
         forecast::forecast(&p95s, limit, 4.4 * reference.variance / requests.max(1.0))
     }
 
+    /// The slope of the days since an onset, and on how many of them the level rose.
+    #[must_use]
+    pub fn explain(&self, change: &slow::Change) -> Option<trend::Trend> {
+        let (means, _) = daily_means(&self.blocks, 0);
+        trend::trend(means.get(means.len().saturating_sub(change.days + 3)..)?)
+    }
+
     fn judge_slow(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
         let (means, n_mean) = daily_means(&self.blocks, 0);
         let mut best = slow::best_change(&means, reference.variance / n_mean.max(1.0));
@@ -265,8 +272,7 @@ impl Memory {
                 best = by_p95;
             }
         }
-        let best = best.filter(|c| c.score > thresholds.slow)?;
-        Some(if best.shape == slow::Shape::Ramp { Finding::Creep(best) } else { Finding::SlowStep(best) })
+        best.filter(|c| c.score > thresholds.slow).map(Finding::Level)
     }
 
     fn judge_tail(&self, reference: &Reference, thresholds: &Thresholds, hour: i64) -> Option<Finding> {
@@ -274,7 +280,7 @@ impl Memory {
             return None;
         }
         let shift = self.tail.judge(&reference.shares)?;
-        (shift.score > thresholds.tail).then_some(Finding::Tail(shift.score, shift.ratio, shift.days))
+        (shift.score > thresholds.tail).then_some(Finding::Tail(shift))
     }
 
     /// The mean level of the day that ends so many days before the newest block.

@@ -34,7 +34,7 @@ impl Default for Schedule {
 }
 
 /// A run that stopped.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Unfinished {
     /// Done today.
     pub done: f32,

@@ -45,7 +45,7 @@ impl Default for Tail {
 }
 
 /// A shift of the tail.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TailShift {
     /// How far beyond chance.
     pub score: f32,

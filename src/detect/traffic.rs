@@ -44,7 +44,7 @@ impl Default for Traffic {
 }
 
 /// Too little traffic.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Collapse {
     /// How far beyond chance, were nothing changed.
     pub score: f32,
