@@ -31,7 +31,7 @@ pub struct Flow {
     /// Faded sums of work in and out, of squared residuals and of what they are measured by.
     sums: (f32, f32, f32, f32),
     hours: f32,
-    /// The day before last has not been learnt: sums of the hours of the last day, in and out.
+    /// The quarter until which nothing more is said.
     rests_until: i64,
 }
 
@@ -56,7 +56,6 @@ pub struct Missing {
 
 impl Flow {
     /// Takes in a quarter of an hour of work in and out; `ratio` where it is declared.
-    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
     pub fn quarter(&mut self, quarter: i64, work_in: u64, work_out: u64, declared: Option<f32>, threshold: f32) -> Option<Missing> {
         self.quarters.push((Count::new(work_in), Count::new(work_out)));
         if quarter.rem_euclid(4) == 3 && quarter >= self.rests_until {

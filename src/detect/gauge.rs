@@ -15,11 +15,13 @@ const WEEKS: usize = 4;
 /// The past of one statistic whose quiet values have a variance of about one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Gauge {
-    square: f32,
-    weight: f32,
+    /// Root of the mean square.
+    root: Level,
+    /// Values that it rests on.
+    weight: u16,
     /// How often a value is beyond the scale, and by how much of it on average over all values.
-    beyond: f32,
-    excess: f32,
+    beyond: Level,
+    excess: Level,
     /// The largest of each of the last weeks in tenths, this one's first.
     largest: [Level; WEEKS],
     /// Today and yesterday: too fresh to excuse what happens now.
@@ -38,7 +40,14 @@ struct Day {
 
 impl Default for Gauge {
     fn default() -> Self {
-        Self { square: 1.0, weight: 0.0, beyond: GAUSS_BEYOND, excess: GAUSS_BEYOND * GAUSS_EXCESS, largest: [Level::default(); WEEKS], fresh: [Day::default(); 2] }
+        Self {
+            root: Level::new(1.0),
+            weight: 0,
+            beyond: Level::new(GAUSS_BEYOND),
+            excess: Level::new(GAUSS_BEYOND * GAUSS_EXCESS),
+            largest: [Level::default(); WEEKS],
+            fresh: [Day::default(); 2],
+        }
     }
 }
 
@@ -57,6 +66,10 @@ const SIXTEENTHS: f32 = 16.0;
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative")]
 fn add(sum: Count, value: f32) -> Count {
     Count::new((sum.get() + value * SIXTEENTHS).round() as u64)
+}
+
+fn level(kept: Level) -> f32 {
+    kept.get().unwrap_or(0.0)
 }
 
 impl Gauge {
@@ -80,11 +93,16 @@ impl Gauge {
         let old = self.fresh[1];
         if quiet && old.values > 0 {
             let n = f32::from(old.values);
-            self.weight = (self.weight + n).min(WEIGHT_MAX);
-            let (own, more) = (n / (self.weight + FLEET_WEIGHT), n / (self.weight + 2.0 * FLEET_WEIGHT));
-            self.square += (old.squares.get() / SIXTEENTHS / n - self.square) * own;
-            self.beyond += (f32::from(old.beyond) / n - self.beyond) * more;
-            self.excess += (old.excess.get() / SIXTEENTHS / n - self.excess) * more;
+            let weight = (f32::from(self.weight) + n).min(WEIGHT_MAX);
+            let toward = |kept: f32, new: f32, own: f32| Level::new((new - kept).mul_add(n / (weight + own), kept));
+            let square = self.scale_unbounded() * self.scale_unbounded();
+            let mean_square = old.squares.get() / SIXTEENTHS / n;
+            self.root = Level::new((square + (mean_square - square) * n / (weight + FLEET_WEIGHT)).max(0.0).sqrt());
+            self.beyond = toward(level(self.beyond), f32::from(old.beyond) / n, 2.0 * FLEET_WEIGHT);
+            self.excess = toward(level(self.excess), old.excess.get() / SIXTEENTHS / n, 2.0 * FLEET_WEIGHT);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 400")]
+            let whole = weight as u16;
+            self.weight = whole;
             if old.largest.get() > self.largest[0].get() {
                 self.largest[0] = old.largest;
             }
@@ -101,14 +119,18 @@ impl Gauge {
     /// How large such values usually are: at least as on the fleet.
     #[must_use]
     pub fn scale(&self) -> f32 {
-        self.square.max(1.0).sqrt()
+        self.scale_unbounded().max(1.0)
+    }
+
+    fn scale_unbounded(&self) -> f32 {
+        level(self.root)
     }
 
     /// A value in units of the scale, its part beyond 1 measured by the mean excess of such values: a heavy tail makes large values usual.
     #[must_use]
     pub fn score(&self, value: f32) -> f32 {
         let in_scale = value / self.scale();
-        let mean_excess = (self.excess / self.beyond.max(0.02)).max(GAUSS_EXCESS);
+        let mean_excess = (level(self.excess) / level(self.beyond).max(0.02)).max(GAUSS_EXCESS);
         if in_scale > 1.0 { 1.0 + (in_scale - 1.0) * GAUSS_EXCESS / mean_excess } else { in_scale }
     }
 
@@ -121,6 +143,6 @@ impl Gauge {
     /// How much has been learnt.
     #[must_use]
     pub fn weight(&self) -> f32 {
-        self.weight
+        f32::from(self.weight)
     }
 }

@@ -32,7 +32,7 @@ pub const BLOCK_HOURS: i64 = 6;
 /// Blocks in a day.
 const DAY_BLOCKS: usize = 4;
 /// Blocks that are kept.
-const BLOCKS: u16 = 180;
+const BLOCKS: u16 = 168;
 /// Fewer requests in a day are no level, or no p95.
 const DAY_REQUESTS_MIN: f32 = 10.0;
 const P95_REQUESTS_MIN: f32 = 59.0;

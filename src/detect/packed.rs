@@ -44,30 +44,27 @@ const fn counts() -> [f32; 256] {
     counts
 }
 
-/// A difference of log levels in steps of 1/8000 (0.0125 %), up to a factor of 60; or nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A difference of log levels in steps of 1/4000 (0.025 %), up to a factor of 3000; or nothing.
+///
+/// 0 is nothing, and takes one byte; the level 0 is kept as one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Level(i16);
 
-const LEVEL_STEPS: f32 = 8000.0;
-
-impl Default for Level {
-    fn default() -> Self {
-        Self(i16::MIN)
-    }
-}
+const LEVEL_STEPS: f32 = 4000.0;
 
 impl Level {
     /// The nearest that can be kept.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "clamped to the range")]
     pub fn new(level: f32) -> Self {
-        Self((level * LEVEL_STEPS).round().clamp(-32767.0, 32767.0) as i16)
+        let steps = (level * LEVEL_STEPS).round().clamp(-32767.0, 32767.0) as i16;
+        Self(if steps == 0 { 1 } else { steps })
     }
 
     /// The level, if there is one.
     #[must_use]
     pub fn get(self) -> Option<f32> {
-        (self.0 != i16::MIN).then(|| f32::from(self.0) / LEVEL_STEPS)
+        (self.0 != 0).then(|| f32::from(self.0) / LEVEL_STEPS)
     }
 }
 
@@ -166,8 +163,8 @@ mod tests {
         }
 
         #[test]
-        fn a_level_is_kept_within_half_a_step(level in -4.0_f32..4.0) {
-            prop_assert!((Level::new(level).get().unwrap() - level).abs() <= 0.5001 / LEVEL_STEPS);
+        fn a_level_is_kept_within_a_step(level in -4.0_f32..4.0) {
+            prop_assert!((Level::new(level).get().unwrap() - level).abs() <= 1.0001 / LEVEL_STEPS);
         }
 
         #[test]

@@ -68,7 +68,7 @@ pub fn log_of_bucket(bucket: u16) -> f32 {
 
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a bucket is wider than the rounding")]
 fn log_of(bucket: u16) -> f32 {
-    let middle = (Digits::Two.lowest_us(bucket) as f64 + Digits::Two.highest_us(bucket) as f64) / 2.0;
+    let middle = f64::midpoint(Digits::Two.lowest_us(bucket) as f64, Digits::Two.highest_us(bucket) as f64);
     libm::log(middle.max(0.5)) as f32
 }
 

@@ -17,7 +17,7 @@ pub const FLEET_SD: f32 = 0.05;
 const FLEET_DAYS: f32 = 10.0;
 
 /// Days that are looked at, at most.
-pub const DAYS_MAX: usize = 45;
+pub const DAYS_MAX: usize = 42;
 /// Days that must stand before an onset.
 const BEFORE_MIN: usize = 7;
 /// Fewer days are no verdict.

@@ -2,7 +2,7 @@
 //!
 //! # Source
 //! A scan over windows of days of a Poisson count against its expectation; the score is the signed root of the likelihood ratio
-//! (Kulldorff, A spatial scan statistic, Commun. Stat. 26, 1997) with the counts' over-dispersion taken out (McCullagh & Nelder, Generalized Linear
+//! (Kulldorff, A spatial scan statistic, Commun. Stat. 26, 1997) with the counts' over-dispersion taken out (`McCullagh` & Nelder, Generalized Linear
 //! Models, 1989, 4.5: variance φ·mean + ψ·mean²).
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use super::packed::{Count, Ring};
 use super::reference::TAILS;
 
 /// Days that are kept.
-const DAYS: u16 = 45;
+const DAYS: u16 = 42;
 /// Windows in days.
 const WINDOWS: [usize; 7] = [2, 3, 5, 7, 10, 14, 21];
 /// The least ratio to the expectation.
@@ -60,7 +60,7 @@ pub struct TailShift {
 /// The signed root of the Poisson likelihood ratio of a count against its expectation.
 ///
 /// # Source
-/// McCullagh & Nelder 1989, 2.4: the deviance 2(y ln(y/μ) − (y − μ)).
+/// `McCullagh` & Nelder 1989, 2.4: the deviance 2(y ln(y/μ) − (y − μ)).
 #[must_use]
 pub fn signed_root(seen: f32, expected: f32) -> f32 {
     let deviance = if seen > 0.0 { 2.0 * (seen * libm::logf(seen / expected) - (seen - expected)) } else { 2.0 * expected };
@@ -122,7 +122,7 @@ fn usual_share(days: &[TailDay], cut: usize, share: f32, weekend: bool) -> f32 {
         }
     }
     let all = (beyond + 3.0) / (n + 3.0 / share.max(1e-4));
-    (own_beyond + 20.0 * 1.0) / (own_n + 20.0 / all)
+    (own_beyond + 20.0) / (own_n + 20.0 / all)
 }
 
 /// The variance between days beyond that of counting, relative to the square of the expectation, shrunk to a little.
@@ -143,7 +143,7 @@ fn roughness(days: &[TailDay], cut: usize, expected: impl Fn(&TailDay) -> f32) -
 mod tests {
     use super::*;
 
-    /// McCullagh & Nelder 1989, 2.4: the deviance of a Poisson count, by hand: 2(20 ln 2 − 10) = 7.7259.
+    /// `McCullagh` & Nelder 1989, 2.4: the deviance of a Poisson count, by hand: 2(20 ln 2 − 10) = 7.7259.
     #[test]
     fn the_root_is_that_of_the_poisson_deviance() {
         assert!((signed_root(20.0, 10.0) - 7.725_887_f32.sqrt()).abs() < 1e-4);

@@ -24,7 +24,7 @@ const SPREAD: f32 = 0.12;
 const SPREAD_HOURS: f32 = 6.0;
 
 /// Variance that the spread leaves in the mean over each window (a test computes it anew).
-const SPREAD_OF_WINDOW: [f32; 11] = [0.014202, 0.014008, 0.013818, 0.013632, 0.013271, 0.012925, 0.012272, 0.011669, 0.009670, 0.007031, 0.005433];
+const SPREAD_OF_WINDOW: [f32; 11] = [0.014_202, 0.014_008, 0.013_818, 0.013_632, 0.013_271, 0.012_925, 0.012_272, 0.011_669, 0.009_670, 0.007_031, 0.005_433];
 /// Windows up to this one are judged each quarter of an hour, longer ones each hour.
 const WINDOWS_EACH_QUARTER: usize = 8;
 /// The window by which it is learnt how much an endpoint's traffic differs from week to week.

@@ -43,8 +43,8 @@ pub fn trend(levels: &[f32]) -> Option<Trend> {
     // Sen 1968: the ranks (pairs ∓ z·√Var S)/2, Var S = n(n − 1)(2n + 5)/18.
     let n_real = n as f32;
     let reach = 1.2816 * (n_real * (n_real - 1.0) * (2.0 * n_real + 5.0) / 18.0).sqrt();
-    let low = ((pairs as f32 - reach) / 2.0).floor().max(0.0) as usize;
-    let high = (((pairs as f32 + reach) / 2.0).ceil() as usize).min(pairs - 1);
+    let low = f32::midpoint(pairs as f32, -reach).floor().max(0.0) as usize;
+    let high = (f32::midpoint(pairs as f32, reach).ceil() as usize).min(pairs - 1);
     let median_of_three = |w: &[f32]| w[0].max(w[1]).min(w[0].min(w[1]).max(w[2]));
     let rising = levels.windows(4).filter(|w| w[3] > median_of_three(&w[..3])).count();
     Some(Trend { slope, from: slopes[low], to: slopes[high], rising, days: n - 3 })

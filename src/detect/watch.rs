@@ -59,7 +59,9 @@ impl Watch {
         let mut hours: Vec<Histogram> = Vec::with_capacity(quarters.len() / 4);
         for of_hour in quarters.chunks(4) {
             let mut hour = Histogram::default();
-            of_hour.iter().for_each(|q| hour.merge(q));
+            for q in of_hour {
+                hour.merge(q);
+            }
             hours.push(hour);
         }
         let first = from.div_euclid(4);

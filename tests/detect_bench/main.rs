@@ -72,7 +72,9 @@ fn watch(s: &Stream, place: usize, thresholds: &Thresholds, costs: &mut Costs) -
         .chunks(4)
         .map(|of_hour| {
             let mut hour = Histogram::default();
-            of_hour.iter().for_each(|q| hour.merge(q));
+            for q in of_hour {
+                hour.merge(q);
+            }
             hour
         })
         .collect();
@@ -162,7 +164,9 @@ fn main() {
         }
         lines.sort();
         let mut text = String::new();
-        lines.iter().for_each(|(_, line)| writeln!(text, "{line}").unwrap());
+        for (_, line) in &lines {
+            writeln!(text, "{line}").unwrap();
+        }
         fs::write(Path::new(folder).join("incidents.ndjson"), text).unwrap();
     }
     for (name, cost) in [("a quarter of an hour", &costs.quarters), ("a slow run", &costs.slow_runs), ("a forecast", &costs.forecasts)] {
