@@ -8,33 +8,33 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use slowburn::histogram::{Digits, Histogram};
 
-pub const QUARTER_MS: i64 = 900_000;
+pub(crate) const QUARTER_MS: i64 = 900_000;
 
 /// What is known of a stream beside its timings.
 #[derive(Serialize, Deserialize)]
-pub struct Head {
-    pub start: i64,
-    pub end: i64,
-    pub endpoints: Vec<Endpoint>,
-    pub markers: Vec<(i64, String)>,
-    pub flows: Vec<(usize, usize)>,
+pub(crate) struct Head {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) markers: Vec<(i64, String)>,
+    pub(crate) flows: Vec<(usize, usize)>,
 }
 
 #[derive(Serialize, Deserialize, Clone)]
-pub struct Endpoint {
-    pub service: String,
-    pub method: String,
-    pub route: String,
-    pub slo_ms: f32,
-    pub critical: bool,
+pub(crate) struct Endpoint {
+    pub(crate) service: String,
+    pub(crate) method: String,
+    pub(crate) route: String,
+    pub(crate) slo_ms: f32,
+    pub(crate) critical: bool,
     /// Timings of it in the file.
-    pub n: usize,
+    pub(crate) n: usize,
 }
 
-pub struct Stream {
-    pub head: Head,
+pub(crate) struct Stream {
+    pub(crate) head: Head,
     /// Quarters of an hour from `start` on, by endpoint.
-    pub quarters: Vec<Vec<Histogram>>,
+    pub(crate) quarters: Vec<Vec<Histogram>>,
 }
 
 #[derive(Deserialize)]
@@ -88,7 +88,7 @@ struct Selector {
 }
 
 /// Reads a folder with `events.ndjson`, `markers.ndjson` and `slowburn.toml`.
-pub fn load(dir: &Path) -> Stream {
+pub(crate) fn load(dir: &Path) -> Stream {
     if !dir.join("events.bin").exists() {
         compact(dir);
     }
