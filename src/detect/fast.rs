@@ -106,7 +106,11 @@ impl Fast {
     /// The mean over the last quarters of an hour; more than are kept are whole hours.
     #[must_use]
     pub fn mean(&self, window: usize) -> Mean {
-        if window <= 24 { mean_of((0..window).map_while(|ago| self.quarters.back(ago))) } else { mean_of((0..window / 4).map_while(|ago| self.hours.back(ago))) }
+        if window <= 24 {
+            mean_of((0..window).map_while(|ago| self.quarters.back(ago)))
+        } else {
+            mean_of((0..window / 4).map_while(|ago| self.hours.back(ago)))
+        }
     }
 
     /// How far the quarters of a window scatter about its mean, as the variance of that mean: what lasts a few minutes scatters, a step does not.
@@ -192,7 +196,8 @@ mod tests {
     fn the_variances_of_window_means_are_those_of_the_process() {
         let (after, before, tau) = (6.0_f64, 72.0_f64, 36.0_f64);
         let grid = |hours: f64, from: f64| (0..200).map(move |i| from + hours * (f64::from(i) + 0.5) / 200.0).collect::<Vec<_>>();
-        let covariance = |a: &[f64], b: &[f64]| a.iter().flat_map(|x| b.iter().map(move |y| (-(x - y).abs() / tau).exp())).sum::<f64>() / (a.len() * b.len()) as f64;
+        let covariance =
+            |a: &[f64], b: &[f64]| a.iter().flat_map(|x| b.iter().map(move |y| (-(x - y).abs() / tau).exp())).sum::<f64>() / (a.len() * b.len()) as f64;
         let (a, b) = (grid(after, 0.0), grid(before, -before));
         let expected = covariance(&a, &a) + covariance(&b, &b) - 2.0 * covariance(&a, &b);
         assert!((f64::from(difference_variance(6.0, 72.0, 36.0)) - expected).abs() < 1e-3);

@@ -190,6 +190,36 @@ fn summarize(fit: Fit<'_>) -> Option<Forecast> {
     // The day of a level is its middle, half a day before now.
     let at = |q: f32| quantile(q).map(|p| (p.breach - 0.5).max(0.0));
     let (from, days, to) = (at(0.1)?, at(0.5)?, at(0.9)?);
-    let curve = [Curve::Straight, Curve::Exponential, Curve::Wall, Curve::Flat].into_iter().max_by(|a, b| support[*a as usize].total_cmp(&support[*b as usize]))?;
+    let curve =
+        [Curve::Straight, Curve::Exponential, Curve::Wall, Curve::Flat].into_iter().max_by(|a, b| support[*a as usize].total_cmp(&support[*b as usize]))?;
     (days < DAYS_AHEAD_MAX - 1.0).then(|| Forecast { days, from, to, curve, support: support[curve as usize] / total })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels(height: impl Fn(f32) -> f32) -> Vec<f32> {
+        (0..40_u8).map(|day| libm::logf(height(f32::from(day))) + 0.004 * (f32::from(day % 5) - 2.0)).collect()
+    }
+
+    /// 1 + 0.05·(day − 20) reaches 3 on day 60, which is 20.5 days after the end of day 39.
+    #[test]
+    fn a_straight_rise_is_carried_on_straight() {
+        let f = forecast(&levels(|day| 1.0 + 0.05 * (day - 20.0).max(0.0)), libm::logf(3.0), 0.0).unwrap();
+        assert!(f.from <= 20.5 && f.to >= 20.5 && (f.days - 20.5).abs() < 4.0, "{f:?}");
+    }
+
+    /// 40/(50 − day) reaches 20 on day 48: a straight line would say months.
+    #[test]
+    fn what_runs_out_is_seen_to_bend() {
+        let f = forecast(&levels(|day| 0.2 + 40.0 / (50.0 - day)), libm::logf(20.0), 0.0).unwrap();
+        assert_eq!(f.curve, Curve::Wall);
+        assert!((f.days - 8.4).abs() < 2.0 && f.has_date(), "{f:?}");
+    }
+
+    #[test]
+    fn what_stays_has_no_date() {
+        assert!(forecast(&levels(|_| 1.0), libm::logf(2.0), 0.0).is_none_or(|f| !f.has_date()));
+    }
 }

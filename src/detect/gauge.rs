@@ -146,3 +146,46 @@ impl Gauge {
         f32::from(self.weight)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The middles of 24 equal parts of the standard normal distribution, day after day (Abramowitz & Stegun 1964, table 26.1).
+    const NORMAL: [f32; 12] = [0.052, 0.157, 0.264, 0.374, 0.489, 0.610, 0.741, 0.887, 1.054, 1.258, 1.534, 2.037];
+
+    fn after(days: usize, factor: f32) -> Gauge {
+        let mut gauge = Gauge::default();
+        for _ in 0..days {
+            for z in NORMAL {
+                gauge.learn(z * factor);
+                gauge.learn(-z * factor);
+            }
+            gauge.turn_day(true);
+        }
+        gauge
+    }
+
+    #[test]
+    fn of_normal_values_it_makes_nothing_else() {
+        let gauge = after(40, 1.0);
+        assert!((gauge.scale() - 1.0).abs() < 0.03 && (gauge.score(5.0) - 5.0).abs() < 0.3, "{gauge:?}");
+        assert!((gauge.record() - 2.037).abs() < 0.01);
+    }
+
+    #[test]
+    fn an_endpoint_that_varies_twice_as_much_needs_twice_as_much() {
+        let gauge = after(40, 2.0);
+        assert!((gauge.score(10.0) - 5.0).abs() < 0.6, "{gauge:?}");
+    }
+
+    #[test]
+    fn what_happens_today_does_not_excuse_itself() {
+        let mut gauge = after(10, 1.0);
+        let before = gauge.score(6.0);
+        for _ in 0..24 {
+            gauge.learn(6.0);
+        }
+        assert!((gauge.score(6.0) - before).abs() < 1e-6);
+    }
+}

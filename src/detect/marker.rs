@@ -57,7 +57,15 @@ impl Markers {
     }
 
     /// Takes in a quarter that is over; its place in time decides which marker it comes after.
-    pub fn judge(&mut self, quarter: i64, cell: Mean, fast: &Fast, variance: f32, threshold: f32, days_before: impl Fn(usize) -> (Vec<f32>, f32)) -> Option<Verdict> {
+    pub fn judge(
+        &mut self,
+        quarter: i64,
+        cell: Mean,
+        fast: &Fast,
+        variance: f32,
+        threshold: f32,
+        days_before: impl Fn(usize) -> (Vec<f32>, f32),
+    ) -> Option<Verdict> {
         let mut found: Option<Verdict> = None;
         for m in self.0.iter_mut().filter(|m| quarter > m.quarter) {
             m.after.0 += cell.n;
