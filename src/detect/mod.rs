@@ -1,0 +1,338 @@
+//! Detectors of what no threshold sees: levels that creep or step, tails that grow, traffic that collapses, work that vanishes.
+//!
+//! Pure: each is a function of what an endpoint was like ([`reference::Reference`], learnt once), of what is remembered of it ([`Memory`], at most
+//! 2 kB) and of the newest quarter of an hour or day. Time is an argument, so that a replay says what a live run said.
+
+pub mod budget;
+pub mod fast;
+pub mod flow;
+pub mod forecast;
+pub mod gauge;
+pub mod marker;
+pub mod packed;
+pub mod reference;
+pub mod schedule;
+pub mod siblings;
+pub mod slow;
+pub mod tail;
+pub mod traffic;
+pub mod trend;
+pub mod watch;
+
+use serde::{Deserialize, Serialize};
+
+use crate::histogram::Histogram;
+use budget::Thresholds;
+use fast::{Cell, Mean};
+use packed::{Count, Height, Level, Ring};
+use reference::{Hour, Reference, Residuals, TAILS};
+
+/// Hours of a block of the slow path.
+pub const BLOCK_HOURS: i64 = 6;
+/// Blocks in a day.
+const DAY_BLOCKS: usize = 4;
+/// Blocks that are kept.
+const BLOCKS: u16 = 168;
+/// Fewer requests in a day are no level, or no p95.
+const DAY_REQUESTS_MIN: f32 = 10.0;
+const P95_REQUESTS_MIN: f32 = 59.0;
+/// Hours for which nothing more is said of an endpoint's latency, or traffic, after something was.
+const LATENCY_REST_HOURS: i64 = 7 * 24;
+const TRAFFIC_REST_HOURS: i64 = 48;
+
+/// What is wrong with an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// The level rises, or has risen at once, seen over days.
+    Level(slow::Change),
+    /// The level has risen within hours.
+    Step(fast::Step),
+    /// The level has risen since a marker.
+    Marked(marker::Verdict),
+    /// The tail has grown, the median has not.
+    Tail(tail::TailShift),
+    /// Less traffic than there should be.
+    Collapse(traffic::Collapse),
+    /// A daily run stopped before its end.
+    Unfinished(schedule::Unfinished),
+}
+
+/// What is remembered of an endpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Memory {
+    fast: fast::Fast,
+    tail: tail::Tail,
+    traffic: traffic::Traffic,
+    markers: marker::Markers,
+    schedule: schedule::Schedule,
+    /// Blocks of six hours.
+    blocks: Ring<Cell>,
+    /// p95 of the day that ends with each block.
+    p95: Ring<Height>,
+    /// The running hour, likewise.
+    hour: (f32, f64),
+    /// The running block: requests and the sum of their levels.
+    block: (f32, f64),
+    /// Requests of the running hour.
+    hour_requests: u32,
+    /// The hour in which a rise was found that may go on.
+    rising_since: i64,
+    latency_rests_until: i64,
+    traffic_rests_until: i64,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            fast: fast::Fast::default(),
+            tail: tail::Tail::default(),
+            traffic: traffic::Traffic::default(),
+            markers: marker::Markers::default(),
+            schedule: schedule::Schedule::default(),
+            blocks: Ring::new(BLOCKS),
+            p95: Ring::new(BLOCKS),
+            hour: (0.0, 0.0),
+            block: (0.0, 0.0),
+            hour_requests: 0,
+            rising_since: i64::MAX,
+            latency_rests_until: 0,
+            traffic_rests_until: 0,
+        }
+    }
+}
+
+impl Memory {
+    /// Takes in a quarter of an hour, `quarter` counted from 1970, and says what is wrong.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "requests of a quarter of an hour")]
+    pub fn quarter(&mut self, reference: Option<&Reference>, thresholds: &Thresholds, quarter: i64, timings: &Histogram) -> [Option<Finding>; 2] {
+        let hour = quarter.div_euclid(4);
+        let of_hour = quarter.rem_euclid(4);
+        let done = usize::try_from(of_hour).unwrap_or(0) + 1;
+        let (mut n, mut sum) = (0_u64, 0.0_f64);
+        if let Some(reference) = reference {
+            let season = reference.season(hour);
+            for (bucket, count) in timings.buckets() {
+                let level = (reference::log_of_bucket(bucket) - season).clamp(reference.clip.0, reference.clip.1) - reference.median;
+                n += count;
+                sum += f64::from(level) * count as f64;
+            }
+        } else {
+            n = timings.count();
+        }
+        self.hour_requests += u32::try_from(n).unwrap_or(u32::MAX);
+        let level = if n > 0 && reference.is_some() { Level::new((sum / n as f64) as f32) } else { Level::default() };
+        self.fast.quarters.push((Count::new(n), level));
+        self.hour.0 += n as f32;
+        self.hour.1 += sum;
+        self.block.0 += n as f32;
+        self.block.1 += sum;
+        let mut found = [None, None];
+        if let Some(reference) = reference {
+            found[0] = self.judge_fast(reference, thresholds, hour, of_hour);
+        }
+        let quiet = hour >= self.traffic_rests_until;
+        let collapse = self.traffic.judge(done, &self.fast.quarters, thresholds.traffic);
+        if let Some(c) = collapse.filter(|_| quiet) {
+            self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
+            found[1] = Some(Finding::Collapse(c));
+        }
+        if let Some(reference) = reference.filter(|_| found[0].is_none()) {
+            let cell = Mean { n: n as f32, level: level.get().unwrap_or(0.0) };
+            let since_block = usize::try_from(quarter.rem_euclid(4 * BLOCK_HOURS) + 1).unwrap_or(0);
+            let blocks = &self.blocks;
+            let days_before = |window: usize| daily_means(blocks, window.saturating_sub(since_block).div_ceil(24));
+            let verdict = self.markers.judge(quarter, cell, &self.fast, reference.variance, thresholds.marker, days_before);
+            if let Some(v) = verdict.filter(|_| hour >= self.latency_rests_until) {
+                self.latency_rests_until = hour + LATENCY_REST_HOURS;
+                found[0] = Some(Finding::Marked(v));
+            }
+        }
+        if done == 4 {
+            let of_day = u8::try_from(hour.rem_euclid(24)).unwrap_or(0);
+            if let Some(u) = self.schedule.hour(of_day, self.hour_requests)
+                && hour >= self.traffic_rests_until
+            {
+                self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
+                found[1] = Some(Finding::Unfinished(u));
+            }
+            self.end_hour(hour, reference.is_some());
+        }
+        found
+    }
+
+    /// A marker was set during this quarter of an hour.
+    pub fn marker(&mut self, quarter: i64) {
+        self.markers.set(quarter, &self.fast);
+    }
+
+    fn judge_fast(&mut self, reference: &Reference, thresholds: &Thresholds, hour: i64, of_hour: i64) -> Option<Finding> {
+        let quiet = hour >= self.latency_rests_until;
+        let since_block = usize::try_from(hour.rem_euclid(BLOCK_HOURS) * 4 + of_hour + 1).unwrap_or(0);
+        let variance = reference.variance;
+        let blocks = &self.blocks;
+        // Windows that begin in the same block have the same past.
+        let mut known = [None; 8];
+        let before = |window: usize| {
+            let skip = window.saturating_sub(since_block).div_ceil(24);
+            *known[skip.min(7)].get_or_insert_with(|| before_blocks(blocks, skip, variance))
+        };
+        let step = self.fast.judge(of_hour, variance, quiet, before)?;
+        if !quiet || step.score < thresholds.fast {
+            return None;
+        }
+        self.latency_rests_until = hour + LATENCY_REST_HOURS;
+        Some(Finding::Step(step))
+    }
+
+    fn end_hour(&mut self, hour: i64, levels: bool) {
+        self.fast.hours.push(cell_of(self.hour, levels));
+        self.hour = (0.0, 0.0);
+        self.traffic.push_hour(Count::new(u64::from(self.hour_requests)));
+        self.hour_requests = 0;
+        if (hour + 1).rem_euclid(BLOCK_HOURS) == 0 {
+            if levels {
+                self.blocks.push(cell_of(self.block, true));
+            }
+            self.block = (0.0, 0.0);
+        }
+        if (hour + 1).rem_euclid(24) == 0 {
+            let week = (hour + 1).rem_euclid(168) == 0;
+            self.fast.turn_day(hour >= self.latency_rests_until, week);
+            self.traffic.turn_day(hour >= self.traffic_rests_until, week);
+        }
+    }
+
+    /// The slow run, after each block: `day` are the 24 hours that end now, `hour` the last of them.
+    #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "counts of a day")]
+    pub fn slow(&mut self, reference: &Reference, thresholds: &Thresholds, hour: i64, day: &[Hour<'_>], scratch: &mut Residuals) -> Option<Finding> {
+        scratch.clear();
+        for h in day {
+            let shift = reference.season(h.hour) + reference.median;
+            for (bucket, count) in h.timings.buckets() {
+                scratch.add(reference::log_of_bucket(bucket) - shift, u32::try_from(count).unwrap_or(u32::MAX));
+            }
+        }
+        let n = scratch.total() as f32;
+        let p95 = if n < P95_REQUESTS_MIN { None } else { scratch.quantile(0.95) };
+        let mean = self.day_mean(0);
+        self.p95.push(p95.map_or(Height::default(), |p95| Height::new(p95 - mean)));
+        if (hour + 1).rem_euclid(24) == 0 && n >= DAY_REQUESTS_MIN {
+            let median = scratch.quantile(0.5).unwrap_or(0.0);
+            let mut beyond = [Count::default(); TAILS];
+            for (kept, cut) in beyond.iter_mut().zip(reference.cuts) {
+                *kept = Count::new(scratch.beyond(median + cut).round() as u64);
+            }
+            let weekend = reference::slot_of(hour - 12) >= 24;
+            self.tail.push(tail::TailDay { requests: Count::new(n as u64), beyond, weekend });
+        }
+        if hour < self.latency_rests_until {
+            return None;
+        }
+        let found = self.judge_slow(reference, thresholds).or_else(|| self.judge_tail(reference, thresholds, hour));
+        if found.is_some() {
+            self.latency_rests_until = hour + LATENCY_REST_HOURS;
+            self.rising_since = self.rising_since.min(hour);
+        }
+        found
+    }
+
+    /// Whether a rise was found.
+    #[must_use]
+    pub fn is_rising(&self) -> bool {
+        self.rising_since != i64::MAX
+    }
+
+    /// When p95 meets a limit in milliseconds, if a rise was found.
+    #[must_use]
+    pub fn forecast(&self, reference: &Reference, limit_ms: f32) -> Option<forecast::Forecast> {
+        if self.rising_since == i64::MAX {
+            return None;
+        }
+        let limit = libm::logf(limit_ms * 1000.0) - reference.median - reference.p95_offset;
+        let p95s = self.daily_p95s();
+        let (_, requests) = daily_means(&self.blocks, 0);
+        forecast::forecast(&p95s, limit, 4.4 * reference.variance / requests.max(1.0))
+    }
+
+    /// The slope of the days since an onset, and on how many of them the level rose.
+    #[must_use]
+    pub fn explain(&self, change: &slow::Change) -> Option<trend::Trend> {
+        let (means, _) = daily_means(&self.blocks, 0);
+        trend::trend(means.get(means.len().saturating_sub(change.days + 3)..)?)
+    }
+
+    fn judge_slow(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
+        let (means, n_mean) = daily_means(&self.blocks, 0);
+        let mut best = slow::best_change(&means, reference.variance / n_mean.max(1.0));
+        let p95s = self.daily_p95s();
+        if p95s.len() + 5 >= means.len() {
+            let by_p95 = slow::best_change(&p95s, 4.4 * reference.variance / n_mean.max(1.0));
+            if by_p95.map_or(0.0, |c| c.score) > best.map_or(0.0, |c| c.score) {
+                best = by_p95;
+            }
+        }
+        best.filter(|c| c.score > thresholds.slow).map(Finding::Level)
+    }
+
+    fn judge_tail(&self, reference: &Reference, thresholds: &Thresholds, hour: i64) -> Option<Finding> {
+        if (hour + 1).rem_euclid(24) != 0 {
+            return None;
+        }
+        let shift = self.tail.judge(&reference.shares)?;
+        (shift.score > thresholds.tail).then_some(Finding::Tail(shift))
+    }
+
+    /// The mean level of the day that ends so many days before the newest block.
+    fn day_mean(&self, day: usize) -> f32 {
+        fast::mean_of((0..DAY_BLOCKS).filter_map(|b| self.blocks.back(day * DAY_BLOCKS + b))).level
+    }
+
+    fn daily_p95s(&self) -> Vec<f32> {
+        let days = self.blocks.len() / DAY_BLOCKS;
+        let mut levels = Vec::with_capacity(days);
+        levels.extend((0..days).filter_map(|day| Some(self.p95.back(day * DAY_BLOCKS)?.get()? + self.day_mean(day))));
+        levels.reverse();
+        levels
+    }
+}
+
+/// A number of requests and the mean of their levels, as it is kept.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count and a mean level")]
+fn cell_of((n, sum): (f32, f64), levels: bool) -> Cell {
+    (Count::new(n as u64), if n > 0.0 && levels { Level::new((sum / f64::from(n)) as f32) } else { Level::default() })
+}
+
+/// Levels of the days that end so many blocks before the newest one's end, the oldest first, and the usual number of requests in one.
+#[expect(clippy::cast_precision_loss, reason = "days")]
+fn daily_means(blocks: &Ring<Cell>, skip: usize) -> (Vec<f32>, f32) {
+    let (mut levels, mut requests) = (Vec::with_capacity(slow::DAYS_MAX), 0.0);
+    for day in 0..slow::DAYS_MAX {
+        let first = skip + day * DAY_BLOCKS;
+        if blocks.len() < first + DAY_BLOCKS {
+            break;
+        }
+        let mean = fast::mean_of((first..first + DAY_BLOCKS).filter_map(|b| blocks.back(b)));
+        if mean.n >= DAY_REQUESTS_MIN {
+            levels.push(mean.level);
+            requests += mean.n;
+        }
+    }
+    levels.reverse();
+    let n = levels.len() as f32;
+    (levels, requests / n.max(1.0))
+}
+
+/// The level of three days that end so many blocks before the newest one's end.
+fn before_blocks(blocks: &Ring<Cell>, skip: usize, variance: f32) -> Mean {
+    let (mut n, mut weights, mut sum) = (0.0, 0.0, 0.0);
+    for ago in skip..skip + 12 {
+        let Some((count, level)) = blocks.back(ago) else { break };
+        let Some(level) = level.get() else { continue };
+        let weight = 1.0 / (0.06 * 0.06 + variance / count.get());
+        n += count.get();
+        weights += weight;
+        sum += weight * level;
+    }
+    Mean { n, level: if weights > 0.0 { sum / weights } else { 0.0 } }
+}

@@ -1,0 +1,241 @@
+//! What an endpoint was like when it was learnt: its season, the range that counts, the shape of its tail. Learnt once from
+//! fourteen days and then frozen: a reference that goes on learning absorbs the creep that it is there to see.
+
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+
+use super::packed::Level;
+use crate::histogram::{Digits, Histogram};
+
+/// Days from which a reference is learnt: two of each weekday.
+pub const LEARNING_DAYS: usize = 14;
+
+/// Slots of the season: hours of the day, weekdays and weekends apart.
+const SLOTS: usize = 48;
+
+/// Requests by which a slot's own median is trusted half: below, the overall median counts for more.
+const SLOT_SHRINKAGE: f32 = 40.0;
+
+/// The quantiles of the reference, measured from its median, beyond which requests are counted as its tail.
+pub const TAIL_QUANTILES: [f32; TAILS] = [0.97, 0.985, 0.995];
+
+/// How many of them.
+pub const TAILS: usize = 3;
+
+/// One hour of an endpoint: hours since 1970 and its timings.
+#[derive(Clone, Copy, Debug)]
+pub struct Hour<'a> {
+    /// Whole hours since 1970.
+    pub hour: i64,
+    /// All its timings.
+    pub timings: &'a Histogram,
+}
+
+/// What an endpoint was like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reference {
+    /// The first hour of what it was learnt from.
+    pub from_hour: i64,
+    /// Median log latency of each slot less the overall one.
+    season: Vec<Level>,
+    /// The lowest and highest log level that a request counts with.
+    pub clip: (f32, f32),
+    /// Variance of a request's log level inside the clip.
+    pub variance: f32,
+    /// The overall median.
+    pub median: f32,
+    /// Log distances from a day's median to the cuts of its tail.
+    pub cuts: [f32; TAILS],
+    /// The share of requests beyond each cut.
+    pub shares: [f32; TAILS],
+    /// p95 of all requests as they were, less p95 without the season: from the level back to milliseconds.
+    pub p95_offset: f32,
+    /// Requests that it was learnt from.
+    pub requests: u64,
+}
+
+/// The natural logarithm of the middle of a bucket, in log microseconds.
+#[must_use]
+pub fn log_of_bucket(bucket: u16) -> f32 {
+    static TABLE: OnceLock<Vec<f32>> = OnceLock::new();
+    let table = TABLE.get_or_init(|| {
+        let last = Digits::Two.bucket_of(crate::histogram::grid::VALUE_US_MAX);
+        (0..=last).map(log_of).collect()
+    });
+    table.get(usize::from(bucket)).copied().unwrap_or_else(|| log_of(bucket))
+}
+
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a bucket is wider than the rounding")]
+fn log_of(bucket: u16) -> f32 {
+    let middle = f64::midpoint(Digits::Two.lowest_us(bucket) as f64, Digits::Two.highest_us(bucket) as f64);
+    libm::log(middle.max(0.5)) as f32
+}
+
+/// The slot of an hour: 1970 began on a Thursday.
+#[must_use]
+pub fn slot_of(hour: i64) -> usize {
+    let weekday = (hour.div_euclid(24) + 3).rem_euclid(7);
+    let of_day = usize::try_from(hour.rem_euclid(24)).unwrap_or(0);
+    if weekday >= 5 { 24 + of_day } else { of_day }
+}
+
+/// Counts by log level on a fine grid of 1/128, from -2^15/128: sums of shifted histograms are looked up here.
+#[derive(Clone, Debug, Default)]
+pub struct Residuals {
+    /// The place of the first cell.
+    first: i32,
+    counts: Vec<u32>,
+    total: u64,
+}
+
+/// Cells of [`Residuals`] for a natural log of 1.
+const CELLS: f32 = 128.0;
+
+impl Residuals {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Empties it and keeps its memory.
+    pub fn clear(&mut self) {
+        self.counts.fill(0);
+        self.total = 0;
+    }
+
+    /// Counts a log level so many times.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "log levels of 1 to 2^40 microseconds")]
+    pub fn add(&mut self, level: f32, count: u32) {
+        // Truncated on a grid 128 times finer, then shifted: floor() is a call where the processor has no instruction for it.
+        let cell = ((level * CELLS * 128.0) as i32) >> 7;
+        if self.counts.is_empty() {
+            self.first = cell - 256;
+            self.counts.resize(768, 0);
+        }
+        if cell < self.first {
+            let more = (self.first - cell + 64) as usize;
+            self.counts.splice(0..0, std::iter::repeat_n(0, more));
+            self.first -= i32::try_from(more).unwrap_or(0);
+        }
+        let at = (cell - self.first) as usize;
+        if at >= self.counts.len() {
+            self.counts.resize(at + 65, 0);
+        }
+        self.counts[at] += count;
+        self.total += u64::from(count);
+    }
+
+    /// How many were counted.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The order statistic of rank ⌈q·n⌉, spread evenly over its cell.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "counts of a fortnight")]
+    pub fn quantile(&self, q: f32) -> Option<f32> {
+        if self.total == 0 {
+            return None;
+        }
+        let rank = (f64::from(q) * self.total as f64).ceil().max(1.0);
+        let mut below = 0_u64;
+        for (at, count) in self.counts.iter().enumerate() {
+            if *count > 0 && (below + u64::from(*count)) as f64 >= rank {
+                let inside = (rank - below as f64 - 0.5) / f64::from(*count);
+                return Some((self.first as f32 + at as f32 + inside as f32) / CELLS);
+            }
+            below += u64::from(*count);
+        }
+        None
+    }
+
+    /// How many lie beyond a level, the cell that holds it in proportion.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of a fortnight")]
+    pub fn beyond(&self, level: f32) -> f32 {
+        let place = level * CELLS - self.first as f32;
+        if place < 0.0 {
+            return self.total as f32;
+        }
+        let at = place as usize;
+        let whole: u64 = self.counts.iter().skip(at + 1).map(|c| u64::from(*c)).sum();
+        let part = self.counts.get(at).map_or(0.0, |c| *c as f32 * (1.0 - place.fract()));
+        whole as f32 + part
+    }
+
+    /// Mean and variance of the levels inside a clip.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "counts of a fortnight")]
+    pub fn moments(&self, clip: (f32, f32)) -> (f32, f32) {
+        let (mut n, mut sum, mut squares) = (0.0_f64, 0.0_f64, 0.0_f64);
+        for (at, count) in self.counts.iter().enumerate().filter(|(_, c)| **c > 0) {
+            let level = f64::from(((self.first as f32 + at as f32 + 0.5) / CELLS).clamp(clip.0, clip.1));
+            n += f64::from(*count);
+            sum += level * f64::from(*count);
+            squares += level * level * f64::from(*count);
+        }
+        let mean = sum / n.max(1.0);
+        (mean as f32, ((squares / n.max(1.0) - mean * mean).max(0.0)) as f32)
+    }
+}
+
+impl Reference {
+    /// From the hours of the days that it is to be learnt from; `None` with fewer than 200 requests.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "counts of a fortnight")]
+    pub fn learn(hours: &[Hour<'_>]) -> Option<Self> {
+        let mut all = Residuals::new();
+        let mut slots = vec![Residuals::new(); SLOTS];
+        let mut kinds = [Residuals::new(), Residuals::new()];
+        for h in hours {
+            for (bucket, count) in h.timings.buckets() {
+                let (level, count) = (log_of_bucket(bucket), u32::try_from(count).unwrap_or(u32::MAX));
+                all.add(level, count);
+                slots[slot_of(h.hour)].add(level, count);
+                kinds[slot_of(h.hour) / 24].add(level, count);
+            }
+        }
+        if all.total() < 200 {
+            return None;
+        }
+        let median = all.quantile(0.5)?;
+        // From the whole to the kind of day to the hour, each trusted as far as its requests go.
+        let toward = |own: &Residuals, whole: f32| own.quantile(0.5).map_or(0.0, |m| (m - whole) * own.total() as f32 / (own.total() as f32 + SLOT_SHRINKAGE));
+        let season: Vec<f32> = slots
+            .iter()
+            .enumerate()
+            .map(|(slot, own)| {
+                let kind = toward(&kinds[slot / 24], median);
+                Level::new(kind + toward(own, median + kind)).get().unwrap_or(0.0)
+            })
+            .collect();
+        let mut without = Residuals::new();
+        for h in hours {
+            let shift = season[slot_of(h.hour)];
+            for (bucket, count) in h.timings.buckets() {
+                without.add(log_of_bucket(bucket) - shift, u32::try_from(count).unwrap_or(u32::MAX));
+            }
+        }
+        let centre = without.quantile(0.5)?;
+        let clip = (without.quantile(0.01)? - 0.2, without.quantile(0.995)? + 0.7);
+        let (_, variance) = without.moments(clip);
+        let (mut cuts, mut shares) = ([0.0; TAILS], [0.0; TAILS]);
+        for (i, q) in TAIL_QUANTILES.iter().enumerate() {
+            cuts[i] = without.quantile(*q)? - centre;
+            shares[i] = without.beyond(centre + cuts[i]) / without.total() as f32;
+        }
+        let p95_offset = all.quantile(0.95)? - without.quantile(0.95)?;
+        let from_hour = hours.iter().map(|h| h.hour).min()?;
+        let season = season.into_iter().map(Level::new).collect();
+        Some(Self { from_hour, season, clip, variance, median: centre, cuts, shares, p95_offset, requests: all.total() })
+    }
+
+    /// What the season adds to the log level in an hour.
+    #[must_use]
+    pub fn season(&self, hour: i64) -> f32 {
+        self.season.get(slot_of(hour)).and_then(|s| s.get()).unwrap_or(0.0)
+    }
+}

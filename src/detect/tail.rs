@@ -1,0 +1,171 @@
+//! Shifts of the tail alone: more requests far beyond the day's own median than the reference had, while the median stays.
+//!
+//! # Source
+//! A scan over windows of days of a Poisson count against its expectation; the score is the signed root of the likelihood ratio
+//! (Kulldorff, A spatial scan statistic, Commun. Stat. 26, 1997) with the counts' over-dispersion taken out (`McCullagh` & Nelder, Generalized Linear
+//! Models, 1989, 4.5: variance φ·mean + ψ·mean²).
+
+use serde::{Deserialize, Serialize};
+
+use super::packed::{Count, Ring};
+use super::reference::TAILS;
+
+/// Days that are kept.
+const DAYS: u16 = 42;
+/// Windows in days.
+const WINDOWS: [usize; 7] = [2, 3, 5, 7, 10, 14, 21];
+/// The least ratio to the expectation.
+const RATIO_MIN: f32 = 1.25;
+/// Fewer requests beyond a cut are no evidence.
+const COUNT_MIN: f32 = 6.0;
+/// Days before a window from which its expectation comes.
+const BEFORE_MIN: usize = 10;
+
+/// One day: its requests and those beyond each cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TailDay {
+    /// Requests.
+    pub requests: Count,
+    /// Those beyond each cut from the day's own median.
+    pub beyond: [Count; TAILS],
+    /// Whether it is a Saturday or Sunday (to the day that holds its middle).
+    pub weekend: bool,
+}
+
+/// What is remembered for it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tail {
+    days: Ring<TailDay>,
+}
+
+impl Default for Tail {
+    fn default() -> Self {
+        Self { days: Ring::new(DAYS) }
+    }
+}
+
+/// A shift of the tail.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TailShift {
+    /// How far beyond chance.
+    pub score: f32,
+    /// Which of the cuts.
+    pub cut: usize,
+    /// Days that show it.
+    pub days: usize,
+    /// How many times the expectation.
+    pub ratio: f32,
+}
+
+/// The signed root of the Poisson likelihood ratio of a count against its expectation.
+///
+/// # Source
+/// `McCullagh` & Nelder 1989, 2.4: the deviance 2(y ln(y/μ) − (y − μ)).
+#[must_use]
+pub fn signed_root(seen: f32, expected: f32) -> f32 {
+    let deviance = if seen > 0.0 { 2.0 * (seen * libm::logf(seen / expected) - (seen - expected)) } else { 2.0 * expected };
+    deviance.max(0.0).sqrt().copysign(seen - expected)
+}
+
+impl Tail {
+    /// Takes in a day.
+    pub fn push(&mut self, day: TailDay) {
+        self.days.push(day);
+    }
+
+    /// The best window that ends with the last day, against all days before it.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    pub fn judge(&self, shares: &[f32; TAILS]) -> Option<TailShift> {
+        let mut best: Option<TailShift> = None;
+        let days: Vec<TailDay> = (0..self.days.len()).filter_map(|ago| self.days.back(ago)).collect();
+        for (cut, share) in shares.iter().enumerate() {
+            for window in WINDOWS {
+                if window + BEFORE_MIN > days.len() {
+                    break;
+                }
+                let (new, old) = days.split_at(window);
+                let shares = [false, true].map(|weekend| usual_share(old, cut, *share, weekend));
+                let of = |d: &TailDay| d.requests.get() * shares[usize::from(d.weekend)];
+                let expected: f32 = new.iter().map(of).sum();
+                // Without the worst day: what lasts an hour is no shift.
+                let worst = new.iter().max_by(|a, b| (a.beyond[cut].get() - of(a)).total_cmp(&(b.beyond[cut].get() - of(b))));
+                let Some(worst) = worst else { continue };
+                let seen: f32 = new.iter().map(|d| d.beyond[cut].get()).sum::<f32>() - worst.beyond[cut].get();
+                let expected = expected - of(worst);
+                if seen < COUNT_MIN || expected <= 0.0 || seen < RATIO_MIN * expected {
+                    continue;
+                }
+                let before: f32 = old.iter().map(of).sum();
+                let rough = roughness(old, cut, of);
+                // The spread of the count and of what it is compared with, as one factor over the spread of a pure Poisson count.
+                let inflation = 1.0 + expected / before.max(1.0) + expected * rough * (1.0 / window as f32 + 1.0 / old.len() as f32);
+                let score = signed_root(seen, expected) / inflation.sqrt();
+                if best.is_none_or(|b| score > b.score) {
+                    best = Some(TailShift { score, cut, days: window, ratio: seen / expected });
+                }
+            }
+        }
+        best
+    }
+}
+
+/// The share beyond a cut on weekdays or weekends: that of the kind of day, as far as it is known, else that of all.
+fn usual_share(days: &[TailDay], cut: usize, share: f32, weekend: bool) -> f32 {
+    let (mut n, mut beyond, mut own_n, mut own_beyond) = (0.0, 0.0, 0.0, 0.0);
+    for d in days {
+        n += d.requests.get();
+        beyond += d.beyond[cut].get();
+        if d.weekend == weekend {
+            own_n += d.requests.get();
+            own_beyond += d.beyond[cut].get();
+        }
+    }
+    let all = (beyond + 3.0) / (n + 3.0 / share.max(1e-4));
+    (own_beyond + 20.0) / (own_n + 20.0 / all)
+}
+
+/// The variance between days beyond that of counting, relative to the square of the expectation, shrunk to a little.
+#[expect(clippy::cast_precision_loss, reason = "days")]
+fn roughness(days: &[TailDay], cut: usize, expected: impl Fn(&TailDay) -> f32) -> f32 {
+    let (mut excess, mut squares) = (0.0, 0.0);
+    for d in days {
+        let (seen, mean) = (d.beyond[cut].get(), expected(d));
+        excess += (seen - mean) * (seen - mean) - mean;
+        squares += mean * mean;
+    }
+    let n = days.len() as f32;
+    let (own, prior) = ((excess / squares.max(1.0)).max(0.0), 0.01);
+    (own * n + prior * 10.0) / (n + 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `McCullagh` & Nelder 1989, 2.4: the deviance of a Poisson count, by hand: 2(20 ln 2 − 10) = 7.7259.
+    #[test]
+    fn the_root_is_that_of_the_poisson_deviance() {
+        assert!((signed_root(20.0, 10.0) - 7.725_887_f32.sqrt()).abs() < 1e-4);
+        assert!((signed_root(0.0, 8.0) + 4.0).abs() < 1e-5);
+        assert!(signed_root(10.0, 10.0).abs() < 1e-5);
+    }
+
+    fn days(beyond: impl Fn(u64) -> u64) -> Tail {
+        let mut tail = Tail::default();
+        for day in 0..30 {
+            let beyond = [Count::new(beyond(day)); TAILS];
+            tail.push(TailDay { requests: Count::new(480), beyond, weekend: day % 7 >= 5 });
+        }
+        tail
+    }
+
+    #[test]
+    fn a_doubled_tail_is_seen_and_one_bad_day_is_not() {
+        let shares = [0.02; TAILS];
+        let steady = days(|d| 9 + d % 3).judge(&shares).map_or(0.0, |s| s.score);
+        let doubled = days(|d| if d < 20 { 9 + d % 3 } else { 19 + d % 3 }).judge(&shares).map_or(0.0, |s| s.score);
+        let one_day = days(|d| if d == 28 { 100 } else { 9 + d % 3 }).judge(&shares).map_or(0.0, |s| s.score);
+        assert!(doubled > 5.0 && steady < 3.0 && one_day < 3.0, "{doubled} {steady} {one_day}");
+    }
+}

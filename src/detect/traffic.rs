@@ -1,0 +1,202 @@
+//! Collapse of traffic and silence: the last quarter of an hour to day against the same hours of earlier weeks.
+//!
+//! # Source
+//! A Poisson count with a gamma-like spread of its rate (negative binomial; Greenwood & Yule, J. R. Stat. Soc. 83, 1920) on a log scale. Two
+//! nulls must fall: nothing has changed, and an ordinary lull (a holiday at two thirds of the usual traffic), each by its own bound.
+
+use serde::{Deserialize, Serialize};
+
+use super::gauge::Gauge;
+use super::packed::{Count, Ring};
+
+/// Hours of four weeks.
+const HOURS: u16 = 672;
+const WEEK_HOURS: usize = 168;
+
+/// Windows in quarters of an hour.
+const WINDOWS: [usize; 11] = [1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 96];
+/// Expected requests without which a window is no evidence.
+const EXPECTED_MIN: f32 = 5.0;
+/// What an ordinary lull leaves of the traffic.
+const LULL: f32 = 0.65;
+/// Spread of an endpoint's traffic from hour to hour about the same hour of other weeks, and its time constant in hours.
+const SPREAD: f32 = 0.12;
+const SPREAD_HOURS: f32 = 6.0;
+
+/// Variance that the spread leaves in the mean over each window (a test computes it anew).
+const SPREAD_OF_WINDOW: [f32; 11] = [0.014_202, 0.014_008, 0.013_818, 0.013_632, 0.013_271, 0.012_925, 0.012_272, 0.011_669, 0.009_670, 0.007_031, 0.005_433];
+/// Windows up to this one are judged each quarter of an hour, longer ones each hour.
+const WINDOWS_EACH_QUARTER: usize = 8;
+/// The window by which it is learnt how much an endpoint's traffic differs from week to week.
+const LEARNT_WINDOW: usize = 16;
+
+/// What is remembered for it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Traffic {
+    hours: Ring<Count>,
+    gauge: Gauge,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self { hours: Ring::new(HOURS), gauge: Gauge::default() }
+    }
+}
+
+/// Too little traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Collapse {
+    /// How far beyond chance, were nothing changed.
+    pub score: f32,
+    /// How far below an ordinary lull, in standard deviations.
+    pub lull_score: f32,
+    /// Requests seen.
+    pub seen: f32,
+    /// Requests expected.
+    pub expected: f32,
+    /// Quarters of an hour that show it.
+    pub quarters: usize,
+}
+
+impl Traffic {
+    /// Takes in a whole hour.
+    pub fn push_hour(&mut self, requests: Count) {
+        self.hours.push(requests);
+    }
+
+    /// Hours that are known.
+    #[must_use]
+    pub fn hours(&self) -> usize {
+        self.hours.len()
+    }
+
+    /// Judges the windows that end with the last of `done` quarters (1 to 4) of the running hour, which is not in `hours` yet; `quarters` has the counts of
+    /// the last hours, the newest first. While something is open, nothing is learnt.
+    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
+    pub fn judge(&mut self, done: usize, quarters: &Ring<super::fast::Cell>, thresholds: (f32, f32)) -> Option<Collapse> {
+        let weeks = (self.hours.len() / WEEK_HOURS).min(4);
+        if weeks == 0 {
+            return None;
+        }
+        let scale = self.gauge.scale();
+        let known = 1.0 + 1.3 / weeks as f32;
+        let mut best: Option<Collapse> = None;
+        // Quarters that are summed, what they had in earlier weeks, and the next hour back.
+        let (mut summed, mut seen, mut past, mut hour) = (0, 0.0, [0.0_f32; 4], 0);
+        for (index, window) in WINDOWS.into_iter().enumerate() {
+            if window > WINDOWS_EACH_QUARTER && done != 4 {
+                break;
+            }
+            while summed < window {
+                // The rest of an hour, as much of it as the window takes.
+                let in_hour = if summed < done { done - summed } else { 4 - (summed - done) % 4 };
+                let part = in_hour.min(window - summed);
+                for (week, sum) in past.iter_mut().enumerate().take(weeks) {
+                    // A week before the running hour the ring has it 167 hours back.
+                    *sum += self.hours.back((week + 1) * WEEK_HOURS - 1 + hour).unwrap_or_default().get() * part as f32 / 4.0;
+                }
+                seen += if summed + part <= quarters.len() {
+                    (summed..summed + part).map(|ago| quarters.back(ago).unwrap_or_default().0.get()).sum::<f32>()
+                } else {
+                    self.hours.back(hour - 1).unwrap_or_default().get() * part as f32 / 4.0
+                };
+                summed += part;
+                hour += usize::from(part == in_hour);
+            }
+            if done == 4 && window == LEARNT_WINDOW {
+                self.learn(seen, &past[..weeks], window);
+            }
+            // Nothing within reach of a threshold: most windows end here.
+            let mut sorted = past;
+            let expected = median(&mut sorted[..weeks]);
+            if expected < EXPECTED_MIN || seen > 0.75 * expected {
+                continue;
+            }
+            let spread = SPREAD_OF_WINDOW[index] * scale * scale * known;
+            let ratio = |mean: f32| {
+                let variance = mean + mean * mean * spread + mean * mean / expected * (known - 1.0);
+                -super::tail::signed_root(seen, mean) * (mean / variance).sqrt()
+            };
+            let (score, lull_score) = (ratio(expected), ratio(LULL * expected));
+            if score > thresholds.0 && lull_score > thresholds.1 && best.is_none_or(|b| score > b.score) {
+                best = Some(Collapse { score, lull_score, seen, expected, quarters: window });
+            }
+        }
+        best
+    }
+
+    /// How far the last hours were from the same hours of earlier weeks, in units of what is expected of the fleet.
+    #[expect(clippy::cast_precision_loss, reason = "weeks")]
+    fn learn(&mut self, seen: f32, past: &[f32], window: usize) {
+        let mut sorted = [0.0; 4];
+        sorted[..past.len()].copy_from_slice(past);
+        let expected = median(&mut sorted[..past.len()]);
+        if expected < EXPECTED_MIN {
+            return;
+        }
+        let known = 1.0 + 1.3 / past.len() as f32;
+        let spread = SPREAD * SPREAD * super::fast::mean_variance(window as f32 / 4.0, SPREAD_HOURS) * known;
+        self.gauge.learn((expected - seen) / (expected + expected * expected * spread + expected * (known - 1.0)).sqrt());
+    }
+
+    /// Begins another day, and another week.
+    pub fn turn_day(&mut self, quiet: bool, week: bool) {
+        self.gauge.turn_day(quiet);
+        if week {
+            self.gauge.turn_week();
+        }
+    }
+}
+
+/// The median of a few numbers; of an even count the mean of the middle two.
+fn median(values: &mut [f32]) -> f32 {
+    values.sort_by(f32::total_cmp);
+    let n = values.len();
+    if n % 2 == 1 { values[n / 2] } else { f32::midpoint(values[n / 2 - 1], values[n / 2]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::packed::Level;
+
+    #[test]
+    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
+    fn the_table_is_what_the_formula_gives() {
+        for (window, kept) in WINDOWS.into_iter().zip(SPREAD_OF_WINDOW) {
+            let exact = SPREAD * SPREAD * crate::detect::fast::mean_variance(window as f32 / 4.0, SPREAD_HOURS);
+            assert!((exact - kept).abs() < 1e-5, "{window}: {exact}");
+        }
+    }
+
+    /// After four steady weeks at 20 an hour: what the quarters of an hour that follow say, and after how many of them.
+    fn told_after(per_quarter: u64, hours: usize) -> Option<(usize, Collapse)> {
+        let mut traffic = Traffic::default();
+        let mut quarters = Ring::new(24);
+        for _ in 0..672 {
+            traffic.push_hour(Count::new(20));
+        }
+        for _ in 0..24 {
+            quarters.push((Count::new(5), Level::default()));
+        }
+        for quarter in 0..hours * 4 {
+            quarters.push((Count::new(per_quarter), Level::default()));
+            if let Some(c) = traffic.judge(quarter % 4 + 1, &quarters, (4.4, 2.0)) {
+                return Some((quarter + 1, c));
+            }
+            if quarter % 4 == 3 {
+                traffic.push_hour(Count::new(per_quarter * 4));
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn silence_is_told_within_the_hour_and_a_third_less_never() {
+        let (quarters, silence) = told_after(0, 3).unwrap();
+        assert!(quarters <= 4 && silence.seen == 0.0, "{quarters} {silence:?}");
+        assert!(told_after(1, 6).is_some());
+        assert!(told_after(4, 48).is_none());
+        assert!(told_after(5, 48).is_none());
+    }
+}

@@ -1,0 +1,174 @@
+//! The detectors over simulated months: false alarms and delays, and the laws that hold whatever the numbers are.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use slowburn::detect::Finding;
+use slowburn::detect::budget::Thresholds;
+use slowburn::detect::reference::{Hour, Residuals};
+use slowburn::detect::watch::{Watch, is_slow_run};
+use slowburn::histogram::Histogram;
+
+const DAYS: usize = 45;
+/// A Monday.
+const FIRST_QUARTER: i64 = 20_458 * 96;
+
+/// Chance from a seed (Steele, Lea & Flood, Fast splittable pseudorandom number generators, OOPSLA 2014).
+struct Chance(u64);
+
+impl Chance {
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn unit(&mut self) -> f64 {
+        (f64::from(u32::try_from(self.bits() >> 32).unwrap()) + 0.5) / 4_294_967_296.0
+    }
+
+    /// Box & Muller 1958.
+    fn normal(&mut self) -> f64 {
+        (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
+    }
+
+    /// Knuth's product of uniforms.
+    fn poisson(&mut self, mean: f64) -> u32 {
+        let (limit, mut product, mut n) = ((-mean).exp(), self.unit(), 0);
+        while product > limit {
+            product *= self.unit();
+            n += 1;
+        }
+        n
+    }
+}
+
+/// An endpoint at 20 requests an hour with the wander of real services; `growth` and `traffic` by the day since the beginning.
+fn endpoint(seed: u64, growth: impl Fn(f64) -> f64, traffic: impl Fn(f64) -> f64) -> Vec<Histogram> {
+    let mut chance = Chance(seed);
+    let (mut slow, mut fast) = (0.055 * chance.normal(), 0.045 * chance.normal());
+    let (keep_slow, keep_fast) = ((-0.25_f64 / 36.0).exp(), (-0.25_f64 / 1.5).exp());
+    (0..DAYS * 96)
+        .map(|quarter| {
+            slow = keep_slow * slow + 0.055 * (1.0 - keep_slow * keep_slow).sqrt() * chance.normal();
+            fast = keep_fast * fast + 0.045 * (1.0 - keep_fast * keep_fast).sqrt() * chance.normal();
+            let day = f64::from(u32::try_from(quarter).unwrap()) / 96.0;
+            let busy = 1.0 - 0.6 * (std::f64::consts::TAU * (day - 0.17)).cos();
+            let mut timings = Histogram::default();
+            for _ in 0..chance.poisson(5.0 * busy * traffic(day)) {
+                let us = 100_000.0 * growth(day) * (0.5 * chance.normal() + slow + fast).exp();
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "well inside the grid")]
+                timings.record(us as u64, 1);
+            }
+            timings
+        })
+        .collect()
+}
+
+/// All that is said of it, with the day on which it is said, and the watch at the end.
+fn run(quarters: &[Histogram], thresholds: &Thresholds) -> (Vec<(f64, Finding)>, Watch) {
+    let hours: Vec<Histogram> = quarters
+        .chunks(4)
+        .map(|of_hour| {
+            let mut hour = Histogram::default();
+            for q in of_hour {
+                hour.merge(q);
+            }
+            hour
+        })
+        .collect();
+    let hours: Vec<Hour<'_>> = (FIRST_QUARTER / 4..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
+    let (mut watch, mut scratch, mut said) = (Watch::default(), Residuals::new(), Vec::new());
+    for (index, (quarter, timings)) in (FIRST_QUARTER..).zip(quarters).enumerate() {
+        if watch.learns_at().is_some_and(|hour| hour * 4 == quarter) {
+            watch.learn(FIRST_QUARTER, &quarters[..index]);
+        }
+        let day = f64::from(u32::try_from(index + 1).unwrap()) / 96.0;
+        said.extend(watch.quarter(thresholds, quarter, timings).into_iter().flatten().map(|f| (day, f)));
+        if is_slow_run(quarter) && index >= 95 {
+            said.extend(watch.slow(thresholds, quarter / 4, &hours[index / 4 - 23..=index / 4], &mut scratch).map(|f| (day, f)));
+        }
+    }
+    (said, watch)
+}
+
+fn is_latency(finding: &Finding) -> bool {
+    !matches!(finding, Finding::Collapse(_) | Finding::Unfinished(_))
+}
+
+/// 60 quiet endpoints over 45 days are 90 endpoint-months: at 0.01 a month one false alarm of each class is usual, five are not (P < 0.004).
+#[test]
+fn quiet_months_stay_quiet_and_would_not_with_looser_thresholds() {
+    let quiet: Vec<_> = (0..60).map(|seed| endpoint(seed, |_| 1.0, |_| 1.0)).collect();
+    let alarms = |budget| quiet.iter().map(|q| run(q, &Thresholds::of(budget, false)).0.len()).sum::<usize>();
+    let (strict, loose) = (alarms(0.01), alarms(0.3));
+    assert!(strict < 5, "{strict}");
+    assert!(loose >= 5, "{loose}: the test must notice a loosened threshold");
+}
+
+#[test]
+fn a_creep_of_five_percent_a_day_is_seen_within_nine_days_and_dated() {
+    let mut delays: Vec<f64> = Vec::new();
+    for seed in 100..112 {
+        let (said, _) = run(&endpoint(seed, |day| 1.0 + 0.05 * (day - 20.0).max(0.0), |_| 1.0), &Thresholds::default());
+        delays.push(said.iter().find(|s| s.0 > 20.0 && is_latency(&s.1)).map_or(f64::INFINITY, |s| s.0 - 20.0));
+    }
+    delays.sort_by(f64::total_cmp);
+    assert!(delays[6] <= 7.5 && delays[11] <= 11.0, "{delays:?}");
+}
+
+#[test]
+fn a_collapse_is_told_within_hours_and_a_lull_not_at_all() {
+    for seed in 200..206 {
+        let (said, _) = run(&endpoint(seed, |_| 1.0, |day| if day >= 35.5 { 0.05 } else { 1.0 }), &Thresholds::default());
+        let first = said.iter().find(|s| !is_latency(&s.1)).map(|s| s.0);
+        assert!(first.is_some_and(|day| (35.5..35.7).contains(&day)), "{seed}: {first:?}");
+        let (said, _) = run(&endpoint(seed, |_| 1.0, |day| if (35.0..37.0).contains(&day) { 0.75 } else { 1.0 }), &Thresholds::default());
+        assert!(said.iter().all(|s| is_latency(&s.1)), "{seed}: {said:?}");
+    }
+}
+
+#[test]
+fn the_replay_of_a_prefix_says_a_prefix() {
+    let quarters = endpoint(300, |day| 1.0 + 0.08 * (day - 18.0).max(0.0), |day| if day > 40.0 { 0.0 } else { 1.0 });
+    let (all, _) = run(&quarters, &Thresholds::default());
+    assert!(all.len() >= 2, "{all:?}");
+    for days in [16, 22, 30, 41] {
+        let (prefix, _) = run(&quarters[..days * 96], &Thresholds::default());
+        assert_eq!(prefix, all[..prefix.len()], "{days}");
+        assert!(all[prefix.len()..].iter().all(|s| s.0 > f64::from(u32::try_from(days).unwrap())));
+    }
+}
+
+/// Doubling moves each value to the same place in the next power of two of the grid: nothing else changes.
+#[test]
+fn latencies_twice_as_long_say_the_same() {
+    let quarters = endpoint(400, |day| 1.0 + 0.05 * (day - 20.0).max(0.0), |_| 1.0);
+    let doubled: Vec<Histogram> = quarters
+        .iter()
+        .map(|q| {
+            let buckets: Vec<(u16, u64)> = q.buckets().map(|(bucket, n)| (bucket + 128, n)).collect();
+            Histogram::from_buckets(q.digits(), &buckets)
+        })
+        .collect();
+    let when = |said: &[(f64, Finding)]| said.iter().map(|s| (s.0, std::mem::discriminant(&s.1))).collect::<Vec<_>>();
+    let ((a, _), (b, _)) = (run(&quarters, &Thresholds::default()), run(&doubled, &Thresholds::default()));
+    assert!(!a.is_empty());
+    assert_eq!(when(&a), when(&b));
+}
+
+#[test]
+fn a_memory_is_small_and_goes_on_after_a_restart() {
+    let quarters = endpoint(500, |_| 1.0, |_| 1.0);
+    let (_, mut watch) = run(&quarters, &Thresholds::default());
+    let (memory, reference) = (postcard::to_stdvec(watch.memory()).unwrap(), postcard::to_stdvec(watch.reference().unwrap()).unwrap());
+    assert!(memory.len() <= 2048 && reference.len() <= 160, "{} {}", memory.len(), reference.len());
+    let bytes = postcard::to_stdvec(&watch).unwrap();
+    let mut restarted: Watch = postcard::from_bytes(&bytes).unwrap();
+    for (quarter, timings) in (FIRST_QUARTER + i64::try_from(quarters.len()).unwrap()..).zip(&quarters[..400]) {
+        let t = Thresholds::of(0.3, false);
+        assert_eq!(watch.quarter(&t, quarter, timings), restarted.quarter(&t, quarter, timings));
+    }
+    assert_eq!(postcard::to_stdvec(&watch).unwrap(), postcard::to_stdvec(&restarted).unwrap());
+}
