@@ -6,8 +6,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules in the order of the flow: each may import itself and what stands before it.
-const LAYERS: [&str; 15] =
-    ["time", "endpoint", "objective", "histogram", "counting", "log", "ingest", "incident", "history", "judge", "detect", "machine", "notify", "config", "show"];
+const LAYERS: [&str; 15] = [
+    "time",
+    "endpoint",
+    "objective",
+    "histogram",
+    "counting",
+    "log",
+    "ingest",
+    "incident",
+    "history",
+    "judge",
+    "detect",
+    "machine",
+    "notify",
+    "config",
+    "show",
+];
 const LAST: [&str; 2] = ["run", "cli"];
 
 fn source() -> PathBuf {
