@@ -5,7 +5,7 @@
 use slowburn::detect::Finding;
 use slowburn::detect::budget::Thresholds;
 use slowburn::detect::reference::{Hour, Residuals};
-use slowburn::detect::watch::{Watch, is_slow_run};
+use slowburn::detect::watch::{Watch, hours_of, is_slow_run};
 use slowburn::histogram::Histogram;
 
 const DAYS: usize = 45;
@@ -68,16 +68,7 @@ fn endpoint(seed: u64, growth: impl Fn(f64) -> f64, traffic: impl Fn(f64) -> f64
 
 /// All that is said of it, with the day on which it is said, and the watch at the end.
 fn run(quarters: &[Histogram], thresholds: &Thresholds) -> (Vec<(f64, Finding)>, Watch) {
-    let hours: Vec<Histogram> = quarters
-        .chunks(4)
-        .map(|of_hour| {
-            let mut hour = Histogram::default();
-            for q in of_hour {
-                hour.merge(q);
-            }
-            hour
-        })
-        .collect();
+    let hours = hours_of(quarters);
     let hours: Vec<Hour<'_>> = (FIRST_QUARTER / 4..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
     let (mut watch, mut scratch, mut said) = (Watch::default(), Residuals::new(), Vec::new());
     for (index, (quarter, timings)) in (FIRST_QUARTER..).zip(quarters).enumerate() {

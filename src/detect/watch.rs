@@ -56,14 +56,7 @@ impl Watch {
     /// Learns from the quarters of an hour of its first fourteen days, the first of them `from`, and lives through them again with what it has learnt.
     /// Too few timings: it stays unlearnt, and only its traffic is watched.
     pub fn learn(&mut self, from: i64, quarters: &[Histogram]) {
-        let mut hours: Vec<Histogram> = Vec::with_capacity(quarters.len() / 4);
-        for of_hour in quarters.chunks(4) {
-            let mut hour = Histogram::default();
-            for q in of_hour {
-                hour.merge(q);
-            }
-            hours.push(hour);
-        }
+        let hours = hours_of(quarters);
         let first = from.div_euclid(4);
         let hours: Vec<Hour<'_>> = (first..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
         self.reference = Reference::learn(&hours);
@@ -89,6 +82,19 @@ impl Watch {
     pub fn forecast(&self, limit_ms: f32) -> Option<Forecast> {
         self.memory.forecast(self.reference.as_ref()?, limit_ms)
     }
+}
+
+/// The hours of quarters of an hour, of which the first begins an hour.
+#[must_use]
+pub fn hours_of(quarters: &[Histogram]) -> Vec<Histogram> {
+    let hour = |of_hour: &[Histogram]| {
+        let mut hour = Histogram::default();
+        for quarter in of_hour {
+            hour.merge(quarter);
+        }
+        hour
+    };
+    quarters.chunks(4).map(hour).collect()
 }
 
 /// Whether the slow run follows this quarter of an hour.

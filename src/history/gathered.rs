@@ -24,14 +24,14 @@ pub struct Gathered {
     load_bytes: usize,
     frames: Vec<Counts>,
     bytes: usize,
-    /// Of them, what came since the last part was counted.
-    fresh_bytes: usize,
+    /// Of the last frame.
+    last_bytes: usize,
     load: Load,
 }
 
 impl Default for Gathered {
     fn default() -> Self {
-        Self { load_bytes: LOAD_BYTES, frames: Vec::new(), bytes: 0, fresh_bytes: 0, load: Load::default() }
+        Self { load_bytes: LOAD_BYTES, frames: Vec::new(), bytes: 0, last_bytes: 0, load: Load::default() }
     }
 }
 
@@ -82,7 +82,7 @@ impl Gathered {
             return;
         }
         self.bytes += counts.bytes().len() + FRAME_BYTES;
-        self.fresh_bytes += counts.bytes().len();
+        self.last_bytes = counts.bytes().len();
         self.frames.push(counts);
         let due = self.load.bytes.saturating_mul(self.bytes.min(self.load_bytes)) / self.load_bytes;
         while self.load.counted_bytes < due && self.load.step(&mut count) {}
@@ -102,9 +102,9 @@ impl Gathered {
         }
     }
 
-    /// Counts a part, and more than came since the part before, so that an end is in sight; whether nothing is left.
+    /// Counts a part, and more than the last frame brought, so that an end is in sight when one comes between two parts; whether nothing is left.
     pub fn count_part(&mut self, mut count: impl FnMut(Block<'_>)) -> bool {
-        let mut left = PART_BYTES + 2 * std::mem::take(&mut self.fresh_bytes);
+        let mut left = PART_BYTES + 2 * self.last_bytes;
         loop {
             let before = self.load.counted_bytes;
             if self.load.step(&mut count) {
@@ -163,6 +163,30 @@ mod tests {
     use crate::counting::Outcome;
     use crate::history::counts::Writer;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_part_is_a_part_however_much_has_passed_and_the_parts_come_to_an_end() {
+        let frame = || {
+            let mut writer = Writer::default();
+            for id in 0..1_000 {
+                writer.one(Slot(1), EndpointId(id * 100), Outcome::Ok, 20_000);
+            }
+            writer.finish()
+        };
+        let mut gathered = Gathered::default();
+        let mut counted = 0;
+        let mut count = |block: Block<'_>| block.for_each(|_, _| counted += 1);
+        for _ in 0..1_000 {
+            gathered.add(frame(), &mut count);
+        }
+        let parts = (1..100).find(|_| {
+            let all = gathered.count_part(&mut count);
+            gathered.add(if all { Counts::default() } else { frame() }, &mut count);
+            all
+        });
+        assert!(parts.is_some_and(|parts| parts > 3), "{parts:?} parts");
+        assert_eq!(counted, (1_000 + parts.unwrap() - 1) * 1_000);
+    }
 
     proptest! {
         #[test]

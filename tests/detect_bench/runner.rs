@@ -18,8 +18,7 @@ use slowburn::detect::budget::Thresholds;
 use slowburn::detect::flow::Flow;
 use slowburn::detect::reference::{Hour, Residuals};
 use slowburn::detect::slow::Shape;
-use slowburn::detect::watch::{Watch, is_slow_run};
-use slowburn::histogram::Histogram;
+use slowburn::detect::watch::{Watch, hours_of, is_slow_run};
 use stream::{Endpoint, QUARTER_MS, Stream};
 
 /// A slot end is judged so long after it.
@@ -68,16 +67,7 @@ fn line(at: i64, event: &str, kind: &str, e: &Endpoint, breach: [Option<i64>; 3]
 fn watch(s: &Stream, place: usize, thresholds: &Thresholds, costs: &mut Costs) -> Vec<(i64, String)> {
     let (endpoint, quarters) = (&s.head.endpoints[place], &s.quarters[place]);
     let first = s.head.start / QUARTER_MS;
-    let hours: Vec<Histogram> = quarters
-        .chunks(4)
-        .map(|of_hour| {
-            let mut hour = Histogram::default();
-            for q in of_hour {
-                hour.merge(q);
-            }
-            hour
-        })
-        .collect();
+    let hours = hours_of(quarters);
     let hours: Vec<Hour<'_>> = (first / 4..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
     let markers: Vec<i64> = s.head.markers.iter().filter(|m| m.1 == endpoint.service).map(|m| m.0 / QUARTER_MS).collect();
     let (mut watch, mut scratch, mut lines) = (Watch::default(), Residuals::new(), Vec::new());
