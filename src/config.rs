@@ -12,7 +12,7 @@ use crate::endpoint::Selector;
 use crate::histogram::Digits;
 use crate::history::catalogue::Limits;
 use crate::incident::Channel;
-use crate::judge::{Owed, Promise, Promises, Receiver};
+use crate::judge::{FlowOwed, Owed, Promise, Promises, Receiver};
 use crate::notify::ReceiverConfig;
 use crate::objective::{BurnWindow, Goal, PPB, Severity, parse_percent_ppb, parse_slots};
 use crate::time::{Slot, parse_duration_us};
@@ -162,6 +162,7 @@ struct Raw {
     public_url: Option<String>,
     judge_after: Option<Millis>,
     snapshot_every: Option<Millis>,
+    false_alarms: Option<Spanned<String>>,
     path_patterns: Option<Vec<String>>,
     limits: Option<RawLimits>,
     retention: Option<RawRetention>,
@@ -254,13 +255,9 @@ struct RawThreshold {
 #[serde(deny_unknown_fields)]
 struct RawFlow {
     name: String,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
     from: Selector,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
     to: Selector,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
     within: Option<Millis>,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
     ratio: Option<Percent>,
     #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
     notify: Option<Vec<String>>,
@@ -418,8 +415,12 @@ impl Config {
         for endpoint in &raw.endpoint {
             promises.endpoints.push(owed(&source, endpoint, &windows, &promises.receivers)?);
         }
-        let mut not_judged: Vec<String> = raw.flow.iter().map(|f| format!("the flow `{}`", f.name)).collect();
-        not_judged.extend(raw.expected.iter().map(|e| format!("the expectation `{}`", e.name)));
+        let false_alarms = raw.false_alarms.as_ref().or(default.false_alarms.as_ref());
+        if let Some(text) = false_alarms {
+            promises.false_alarms = read_false_alarms(text.get_ref()).map_err(|e| source.error(text, format!("false_alarms: {e}")))?;
+        }
+        promises.flows = raw.flow.iter().map(flow_owed).collect();
+        let not_judged = raw.expected.iter().map(|e| format!("the expectation `{}`", e.name)).collect();
         Ok(Self {
             listen,
             data_dir: raw.data_dir.clone().or(default.data_dir.clone()).unwrap_or_default(),
@@ -460,6 +461,26 @@ impl Config {
         }
         Err(format!("listen: {} is not loopback, so a [[token]] must be configured: anybody could send timings and read them", self.listen))
     }
+}
+
+fn flow_owed(flow: &RawFlow) -> FlowOwed {
+    FlowOwed {
+        name: flow.name.clone(),
+        from: flow.from.clone(),
+        to: flow.to.clone(),
+        within_ms: flow.within.as_ref().map(|w| w.0),
+        ratio_ppb: flow.ratio.as_ref().map(|r| r.0),
+    }
+}
+
+/// The least and the most false alarms that can be asked for: beyond, nothing was measured.
+const FALSE_ALARMS: std::ops::RangeInclusive<f64> = 0.001..=1.0;
+
+/// `0.01 per endpoint-month`.
+fn read_false_alarms(text: &str) -> Result<f64, String> {
+    let number = text.trim().strip_suffix("per endpoint-month").map(str::trim);
+    let rate = number.and_then(|n| n.parse().ok()).filter(|rate| FALSE_ALARMS.contains(rate));
+    rate.ok_or_else(|| format!("`{text}` is not a rate such as \"0.01 per endpoint-month\", from {} to {}", FALSE_ALARMS.start(), FALSE_ALARMS.end()))
 }
 
 fn receivers(source: &Source<'_>, raw: &Raw) -> Result<Vec<ReceiverConfig>, Error> {
@@ -617,7 +638,9 @@ severity = "critical"
         assert!(owed.critical);
         assert_eq!(owed.promises.iter().map(|p| p.goal.name()).collect::<Vec<_>>(), ["latency<=800ms", "availability"]);
         assert_eq!(owed.promises[0].windows[0].factor_milli, 14_400);
-        assert_eq!(config.not_judged.len(), 2);
+        assert_eq!(config.not_judged.len(), 1);
+        assert_eq!(config.promises.flows[0].within_ms, Some(60_000));
+        assert!((config.promises.false_alarms - 0.01).abs() < 1e-12);
     }
 
     #[test]

@@ -173,6 +173,26 @@ impl Cell {
         self.outcomes[Outcome::Error as usize] + self.outcomes[Outcome::Timeout as usize]
     }
 
+    /// Adds its latencies, those of failures too, to a histogram of two digits, as many as were observed: a weight stands for requests that nobody timed.
+    pub fn add_latencies_to(&self, histogram: &mut Histogram) {
+        let Tally { weight, observed } = self.total();
+        let mut carried = 0;
+        for (bucket, count) in self.passed.buckets().chain(self.failed.buckets()).filter(|_| weight > 0) {
+            let n = if weight == observed {
+                count
+            } else {
+                let scaled = u128::from(count) * u128::from(observed) + carried;
+                carried = scaled % u128::from(weight);
+                u64::try_from(scaled / u128::from(weight)).unwrap_or(u64::MAX)
+            };
+            if n > 0 && self.passed.digits() == crate::histogram::Digits::Two {
+                histogram.record_bucket(bucket, n);
+            } else if n > 0 {
+                histogram.record(self.passed.digits().highest_us(bucket), n);
+            }
+        }
+    }
+
     /// Whether nothing was counted.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::counting::{Cell, Outcome, Span, Tally};
+use crate::detect::quarters::Quarters;
 use crate::endpoint::{EndpointId, EndpointKey, OVERFLOW_ROUTE};
 use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
@@ -183,7 +184,7 @@ impl Delta {
             Record::SlotClosed(closed) => Some(closed.end.end()),
             Record::Started { at } | Record::Configured { at, .. } | Record::Delivered { at, .. } | Record::Unsilenced { at, .. } => Some(*at),
             Record::Acked { ack, .. } => Some(ack.at),
-            Record::Silenced(_) | Record::Marked(_) => None,
+            Record::Silenced(_) | Record::Marked(_) | Record::Found { .. } => None,
         };
         self.records.iter().filter_map(of).chain(self.batches.iter().map(|b| b.answer.at)).min()
     }
@@ -234,8 +235,10 @@ pub struct Machine {
     rebuilding: bool,
     /// Counts of frames that were taken in and are to be settled.
     gathered: Gathered,
-    /// Nothing but the judge's sums is kept; the last slot that anything came into.
+    /// Nothing but the judge's sums and the detectors' quarters are kept; the last slot that anything came into.
     judging_alone: Option<Slot>,
+    /// What the detectors run over, while judging alone; a live run has it from its history.
+    pub quarters: Quarters,
 }
 
 #[derive(Clone, Debug)]
@@ -253,6 +256,7 @@ struct Counter<'m> {
     counting: &'m [Option<Box<Counting>>],
     rebuilding: bool,
     judging_alone: &'m mut Option<Slot>,
+    quarters: &'m mut Quarters,
 }
 
 impl Counter<'_> {
@@ -261,6 +265,7 @@ impl Counter<'_> {
         if let Some(last) = self.judging_alone {
             *last = slot.max(*last);
             block.for_each(|id, counted| {
+                self.quarters.count(id, slot, |quarter| counted.add_to(quarter));
                 if let Some(counting) = &self.counting[id.0 as usize] {
                     match counted {
                         Counted::One { outcome, us } => self.judge.count_one(id, slot, *outcome, *us),
@@ -342,6 +347,7 @@ impl Machine {
             rebuilding: false,
             gathered: Gathered::default(),
             judging_alone: None,
+            quarters: Quarters::default(),
         }
     }
 
@@ -507,8 +513,8 @@ impl Machine {
     }
 
     fn counter(&mut self) -> (&mut Gathered, Counter<'_>) {
-        let Self { gathered, open, totals, judge, counting, rebuilding, judging_alone, .. } = self;
-        (gathered, Counter { open, totals, judge, counting, rebuilding: *rebuilding, judging_alone })
+        let Self { gathered, open, totals, judge, counting, rebuilding, judging_alone, quarters, .. } = self;
+        (gathered, Counter { open, totals, judge, counting, rebuilding: *rebuilding, judging_alone, quarters })
     }
 
     /// What is counted of each endpoint, by what is owed now.

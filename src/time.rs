@@ -90,27 +90,30 @@ impl Slot {
     }
 }
 
-/// A resolution in which history is kept.
+/// A resolution in which history is kept; the numbers stand in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// One row a minute.
-    Minute,
+    Minute = 0,
     /// One row an hour.
-    Hour,
+    Hour = 1,
     /// One row a day (UTC).
-    Day,
+    Day = 2,
+    /// One row a quarter of an hour, as it stood a minute after its end: what the detectors run over. No answer is read from it.
+    Quarter = 3,
 }
 
 impl Tier {
     /// All tiers, finest first.
-    pub const ALL: [Self; 3] = [Self::Minute, Self::Hour, Self::Day];
+    pub const ALL: [Self; 4] = [Self::Minute, Self::Quarter, Self::Hour, Self::Day];
 
     /// The width of one period, in milliseconds.
     #[must_use]
     pub fn width_ms(self) -> i64 {
         match self {
             Self::Minute => 60_000,
+            Self::Quarter => 900_000,
             Self::Hour => 3_600_000,
             Self::Day => 86_400_000,
         }
@@ -127,6 +130,7 @@ impl Tier {
     pub fn name(self) -> &'static str {
         match self {
             Self::Minute => "minute",
+            Self::Quarter => "quarter",
             Self::Hour => "hour",
             Self::Day => "day",
         }

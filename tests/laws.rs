@@ -313,7 +313,7 @@ fn the_table_of_evidence_end_to_end() {
         take_in(&mut machine, &lines, NOW);
         let delta = machine.close(Slot::containing(Timestamp(NOW)));
         let [Record::SlotClosed(closed)] = &delta.records[..] else { panic!("one slot was closed: {delta:?}") };
-        let of_availability = closed.transitions.iter().filter(|t| t.evidence.objective == "availability");
+        let of_availability = closed.transitions.iter().filter(|t| t.evidence.promise().is_some_and(|p| p.objective == "availability"));
         assert_eq!(of_availability.count(), usize::from(opens), "{bad} of 10: {:?}", closed.transitions);
         machine.apply(machine.position.next(), &delta);
         let status = machine.judge.objectives().find(|o| o.objective == "availability").unwrap();

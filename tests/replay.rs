@@ -191,14 +191,23 @@ fn the_shop_that_ran_out_of_ids_burns_when_the_reference_says() {
     let said = of_file(Some(&config), &fixture);
     let first_firing = |long: &str| {
         let firing = |l: &serde_json::Value| l["evidence"]["windows"].as_array().unwrap().iter().any(|w| w["long"] == long && w["verdict"] == "firing");
-        said.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()).find(firing).map(|l| l["at"].as_i64().unwrap())
+        said.lines()
+            .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap())
+            .filter(|l| l["kind"] == "burn")
+            .find(firing)
+            .map(|l| l["at"].as_i64().unwrap())
     };
     // What opens and what escalates is said at the instant itself; the pairs between are seen at the next line.
     assert_eq!(first_firing("3d"), Some(1_770_928_425_000));
     assert_eq!(first_firing("6h"), Some(1_771_198_015_000));
-    let opened = said.lines().filter(|l| l.contains("\"event\":\"opened\"")).count();
-    assert_eq!(opened, 1, "one episode is one incident");
+    let of = |kind: &str| said.lines().filter(|l| l.contains(kind)).map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()).collect::<Vec<_>>();
+    let events = |kind: &str, event: &str| of(kind).iter().filter(|l| l["event"] == event).count();
+    assert_eq!(events("\"kind\":\"burn\"", "opened"), 1, "one episode is one incident");
     assert!(!said.contains("\"event\":\"resolved\""));
+    // The creep was told twelve days before, and the orders that were missing on the last evening.
+    let creep = of("\"kind\":\"creep\"");
+    assert!(creep[0]["event"] == "opened" && creep[0]["at"].as_i64().unwrap() < 1_770_928_425_000 - 12 * 86_400_000, "{}", creep[0]);
+    assert_eq!(events("\"kind\":\"throughput\"", "opened"), 1);
 
     let first = naive::first_firing(&naive::read(&fixture), 1_000_000, 50_000_000, &config.promises.endpoints[0].promises[0].windows);
     assert_eq!(first, [1_771_319_555_000, 1_771_198_015_000, 1_771_136_925_000, 1_770_928_425_000], "as the reference evaluator found");

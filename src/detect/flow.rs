@@ -18,6 +18,8 @@ const LEARNT_MIN: f32 = 50.0;
 const MISSING_MIN: f32 = 3.0;
 /// The share that must be missing.
 const SHARE_MIN: f32 = 0.1;
+/// Work that must be expected to say that it is over.
+const OVER_MIN: f32 = 10.0;
 /// Residual variance per unit that is assumed beside the binomial one, and the hours of its own that outweigh it.
 const FLEET_VARIANCE: f32 = 0.02;
 const FLEET_HOURS: f32 = 24.0;
@@ -92,6 +94,19 @@ impl Flow {
             self.rests_until = quarter + 48 * 4;
         }
         best
+    }
+
+    /// Whether what went in over the last quarters of an hour came out again; `None` with too little work.
+    #[must_use]
+    pub fn is_whole(&self, quarters: usize, declared: Option<f32>) -> Option<bool> {
+        let (mut seen, mut counted) = ((0.0, 0.0), 0);
+        while counted < quarters {
+            let (i, o) = self.quarters.back(counted)?;
+            seen = (seen.0 + i.get(), seen.1 + o.get());
+            counted += 1;
+        }
+        let expected = declared.unwrap_or(self.sums.1 / self.sums.0.max(1.0)) * seen.0;
+        (expected >= OVER_MIN).then_some(expected - seen.1 < SHARE_MIN * expected)
     }
 
     /// Learns from the hour that ended a day ago: what is fresh may be what is wrong.

@@ -5,16 +5,19 @@
 
 pub mod budget;
 pub mod fast;
+pub mod fleet;
 pub mod flow;
 pub mod forecast;
 pub mod gauge;
 pub mod marker;
 pub mod packed;
+pub mod quarters;
 pub mod reference;
 pub mod schedule;
 pub mod siblings;
 pub mod slow;
 pub mod tail;
+mod told;
 pub mod traffic;
 pub mod trend;
 pub mod watch;
@@ -243,6 +246,60 @@ impl Memory {
         self.rising_since != i64::MAX
     }
 
+    /// The rise is over.
+    pub(crate) fn rise_is_over(&mut self) {
+        self.rising_since = i64::MAX;
+    }
+
+    /// Requests of the last quarters of an hour (up to a day) and their mean log level over the reference.
+    #[must_use]
+    pub fn level(&self, quarters: usize) -> Mean {
+        self.fast.mean(quarters)
+    }
+
+    /// The level of the days before the last quarters of an hour, to whole blocks.
+    #[must_use]
+    pub fn days_before(&self, quarters: usize) -> Mean {
+        let skip = quarters.div_ceil(4 * 6);
+        mean_of_blocks(&self.blocks, skip)
+    }
+
+    /// The newest p95 of a day, as a log level over the reference.
+    #[must_use]
+    pub fn p95(&self) -> Option<f32> {
+        Some(self.p95.back(0)?.get()? + self.day_mean(0))
+    }
+
+    /// Daily levels, the oldest first.
+    #[must_use]
+    pub fn daily_levels(&self) -> Vec<f32> {
+        daily_means(&self.blocks, 0).0
+    }
+
+    /// Requests of the last days of the tail.
+    #[must_use]
+    pub fn requests_of_days(&self, days: usize) -> f32 {
+        self.tail.requests(days)
+    }
+
+    /// The share of requests beyond a cut of the tail over the last days.
+    #[must_use]
+    pub fn tail_share(&self, cut: usize, days: usize) -> Option<f32> {
+        self.tail.share(cut, days)
+    }
+
+    /// Requests of the last whole hours, and what earlier weeks had in them.
+    #[must_use]
+    pub fn traffic_of(&self, hours: usize) -> Option<(f32, f32)> {
+        self.traffic.recent(hours)
+    }
+
+    /// The share of its daily work that was done today.
+    #[must_use]
+    pub fn done_today(&self) -> Option<f32> {
+        self.schedule.done_today()
+    }
+
     /// When p95 meets a limit in milliseconds, if a rise was found.
     #[must_use]
     pub fn forecast(&self, reference: &Reference, limit_ms: f32) -> Option<forecast::Forecast> {
@@ -321,6 +378,11 @@ fn daily_means(blocks: &Ring<Cell>, skip: usize) -> (Vec<f32>, f32) {
     levels.reverse();
     let n = levels.len() as f32;
     (levels, requests / n.max(1.0))
+}
+
+/// The mean of three days of blocks, without the newest.
+fn mean_of_blocks(blocks: &Ring<Cell>, skip: usize) -> Mean {
+    fast::mean_of((skip..skip + 3 * DAY_BLOCKS).map_while(|ago| blocks.back(ago)))
 }
 
 /// The level of three days that end so many blocks before the newest one's end.

@@ -183,6 +183,18 @@ impl Residuals {
 }
 
 impl Reference {
+    /// The distance from p95 to another quantile of the tail, in log units: the cuts, carried on as an exponential tail (Pickands 1975).
+    #[must_use]
+    pub fn from_p95_to(&self, quantile: f32) -> f32 {
+        let x = |q: f32| -libm::logf(1.0 - q.clamp(0.5, 0.9999));
+        let slope = |a: usize, b: usize| (self.cuts[b] - self.cuts[a]) / (x(TAIL_QUANTILES[b]) - x(TAIL_QUANTILES[a]));
+        let cut = |q: f32| {
+            let (a, b) = if q < TAIL_QUANTILES[1] { (0, 1) } else { (1, 2) };
+            self.cuts[a] + slope(a, b) * (x(q) - x(TAIL_QUANTILES[a]))
+        };
+        cut(quantile) - cut(0.95)
+    }
+
     /// From the hours of the days that it is to be learnt from; `None` with fewer than 200 requests.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "counts of a fortnight")]

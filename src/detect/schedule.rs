@@ -66,6 +66,14 @@ impl Schedule {
         found
     }
 
+    /// The share of a usual day's work that was done today.
+    #[must_use]
+    pub fn done_today(&self) -> Option<f32> {
+        let n = self.days.len();
+        let usual = (0..n).filter_map(|ago| self.days.back(ago)).map(|d| f32::from(d.0)).sum::<f32>() / f32::from(u16::try_from(n).ok()?.max(1));
+        (usual > 0.0).then(|| f32::from(self.today.last().copied().unwrap_or(0)) / usual)
+    }
+
     fn judge(&self, of_day: u8) -> Option<Unfinished> {
         if self.days.len() < usize::from(DAYS) {
             return None;

@@ -73,6 +73,24 @@ impl Tail {
         self.days.push(day);
     }
 
+    /// Requests of the last days.
+    #[must_use]
+    pub fn requests(&self, days: usize) -> f32 {
+        (0..days).filter_map(|ago| self.days.back(ago)).map(|day| day.requests.get()).sum()
+    }
+
+    /// The share beyond a cut over the last days; `None` with fewer days or no request.
+    #[must_use]
+    pub fn share(&self, cut: usize, days: usize) -> Option<f32> {
+        let (mut n, mut beyond) = (0.0, 0.0);
+        for ago in 0..days {
+            let day = self.days.back(ago)?;
+            n += day.requests.get();
+            beyond += day.beyond.get(cut)?.get();
+        }
+        (n > 0.0).then(|| beyond / n)
+    }
+
     /// The best window that ends with the last day, against all days before it.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "days")]

@@ -125,6 +125,21 @@ impl Traffic {
         best
     }
 
+    /// Requests of the last whole hours, and the median of what earlier weeks had in them.
+    #[must_use]
+    pub fn recent(&self, hours: usize) -> Option<(f32, f32)> {
+        let weeks = (self.hours.len().saturating_sub(hours) / WEEK_HOURS).min(4);
+        if weeks == 0 {
+            return None;
+        }
+        let sum = |first: usize| (first..first + hours).map(|ago| self.hours.back(ago).unwrap_or_default().get()).sum::<f32>();
+        let mut past = [0.0; 4];
+        for (week, past) in past.iter_mut().enumerate().take(weeks) {
+            *past = sum((week + 1) * WEEK_HOURS);
+        }
+        Some((sum(0), median(&mut past[..weeks])))
+    }
+
     /// How far the last hours were from the same hours of earlier weeks, in units of what is expected of the fleet.
     #[expect(clippy::cast_precision_loss, reason = "weeks")]
     fn learn(&mut self, seen: f32, past: &[f32], window: usize) {

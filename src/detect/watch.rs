@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::budget::Thresholds;
 use super::forecast::Forecast;
 use super::reference::{Hour, LEARNING_DAYS, Reference, Residuals};
-use super::{BLOCK_HOURS, Finding, Memory};
+use super::{BLOCK_HOURS, Finding, Memory, trend};
 use crate::histogram::Histogram;
+use crate::incident::Class;
 
 /// An endpoint's reference, once there is one, and its memory.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -15,7 +16,45 @@ pub struct Watch {
     first_hour: Option<i64>,
     reference: Option<Reference>,
     memory: Memory,
+    /// What was found of its latency, and of its traffic, and is not over.
+    alarms: [Option<Alarm>; 2],
 }
+
+/// What was found and is not over.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Alarm {
+    /// When.
+    quarter: i64,
+    /// In what.
+    of: Of,
+    /// What it was before: a log level, or a share.
+    before: f32,
+    /// By how much it is more.
+    change: f32,
+}
+
+/// What an alarm is about.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+enum Of {
+    Level,
+    Tail(usize),
+    Traffic,
+    Run,
+}
+
+/// The part of a change that is left when it is over.
+const OVER: f32 = 0.35;
+/// A day, and the time after which a level that stays is taken as the endpoint's own, in quarters of an hour.
+const DAY: i64 = 96;
+const STAYS: i64 = 28 * DAY;
+/// Over so many days it must not have risen further than this.
+const STAYED_DAYS: usize = 14;
+const STAYED_MAX: f32 = 0.05;
+/// The share of the usual traffic that is enough, and the requests that must be expected to say so.
+const TRAFFIC_BACK: f32 = 0.75;
+const TRAFFIC_MIN: f32 = 10.0;
+/// The share of a run that is as good as done.
+const RUN_BACK: f32 = 0.9;
 
 impl Watch {
     /// What was learnt of it.
@@ -28,6 +67,109 @@ impl Watch {
     #[must_use]
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// The hour of its first timing.
+    #[must_use]
+    pub fn first_hour(&self) -> Option<i64> {
+        self.first_hour
+    }
+
+    /// Whether something found of its latency, or its traffic, is not over.
+    #[must_use]
+    pub fn has_alarm(&self, class: Class) -> bool {
+        self.alarms[usize::from(class == Class::Traffic)].is_some()
+    }
+
+    /// The quarter in which it was found.
+    #[must_use]
+    pub fn alarm_since(&self, class: Class) -> Option<i64> {
+        self.alarms[usize::from(class == Class::Traffic)].map(|a| a.quarter)
+    }
+
+    /// By how much the level of the last day is above what it was before something was found of it.
+    #[must_use]
+    pub fn shift(&self, class: Class) -> Option<f32> {
+        let alarm = self.alarms[usize::from(class == Class::Traffic)].filter(|a| a.of == Of::Level)?;
+        Some(self.memory.level(96).level - alarm.before)
+    }
+
+    /// How far the level of the last quarters of an hour is above that of the last days; `None` with too few requests.
+    #[must_use]
+    pub fn change_over(&self, quarters: usize) -> Option<f32> {
+        self.reference.as_ref()?;
+        let (now, before) = (self.memory.level(quarters), self.memory.days_before(quarters));
+        (now.n >= 3.0 && before.n >= TRAFFIC_MIN).then_some(now.level - before.level)
+    }
+
+    /// Requests of the last quarters of an hour, up to a day.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count that was kept in a byte")]
+    pub fn requests_over(&self, quarters: usize) -> u64 {
+        self.memory.level(quarters).n.round() as u64
+    }
+
+    /// Remembers what was found, to say when it is over. What is open already stays as it began.
+    pub fn begun(&mut self, quarter: i64, finding: &Finding) {
+        let level = |quarters: usize, change: f32| (Of::Level, self.memory.level(quarters).level - change, change);
+        let (of, before, change) = match finding {
+            Finding::Level(found) => level(96, found.change),
+            Finding::Step(found) => level(found.quarters, found.change),
+            Finding::Marked(found) => level(usize::try_from(found.hours * 4).unwrap_or(96), found.change),
+            Finding::Tail(found) => {
+                let share = self.memory.tail_share(found.cut, found.days).unwrap_or(0.0);
+                (Of::Tail(found.cut), share / found.ratio, share - share / found.ratio)
+            }
+            Finding::Collapse(_) => (Of::Traffic, 0.0, 0.0),
+            Finding::Unfinished(_) => (Of::Run, 0.0, 0.0),
+        };
+        let place = usize::from(matches!(of, Of::Traffic | Of::Run));
+        self.alarms[place].get_or_insert(Alarm { quarter, of, before, change });
+    }
+
+    /// What is over after this quarter of an hour, which was taken in.
+    pub fn over(&mut self, quarter: i64) -> impl Iterator<Item = Class> {
+        let over = self.alarms.map(|alarm| alarm.is_some_and(|a| self.is_over(quarter, a)));
+        for (alarm, over) in self.alarms.iter_mut().zip(over) {
+            if over {
+                *alarm = None;
+            }
+        }
+        if over[0] {
+            self.memory.rise_is_over();
+        }
+        [Class::Latency, Class::Traffic].into_iter().zip(over).filter_map(|(class, over)| over.then_some(class))
+    }
+
+    fn is_over(&self, quarter: i64, alarm: Alarm) -> bool {
+        let since = quarter - alarm.quarter;
+        let back = |now: f32| now < alarm.before + OVER * alarm.change;
+        let is_day = (quarter + 1).rem_euclid(DAY) == 0;
+        match alarm.of {
+            Of::Level if since < DAY || !is_slow_run(quarter) => false,
+            Of::Level => {
+                let day = self.memory.level(96);
+                day.n >= TRAFFIC_MIN && back(day.level) || since >= STAYS && self.has_stayed()
+            }
+            Of::Tail(cut) => is_day && since >= 3 * DAY && (self.memory.tail_share(cut, 3).is_some_and(back) || since >= STAYS),
+            Of::Traffic if (quarter + 1).rem_euclid(4) != 0 => false,
+            Of::Traffic => {
+                let whole = usize::try_from(since / 4).unwrap_or(0);
+                let windows = [whole.min(4), whole.min(24)].into_iter().filter(|hours| *hours > 0);
+                let known = windows.filter_map(|hours| self.memory.traffic_of(hours)).find(|(_, expected)| *expected >= TRAFFIC_MIN);
+                known.is_some_and(|(seen, expected)| seen >= TRAFFIC_BACK * expected)
+            }
+            Of::Run => is_day && since >= 4 && self.memory.done_today().is_some_and(|done| done >= RUN_BACK),
+        }
+    }
+
+    /// Whether its level has not risen further for two weeks.
+    fn has_stayed(&self) -> bool {
+        let days = self.memory.daily_levels();
+        let last = days.get(days.len().saturating_sub(STAYED_DAYS)..).unwrap_or_default();
+        #[expect(clippy::cast_precision_loss, reason = "two weeks")]
+        let days = STAYED_DAYS as f32;
+        trend::trend(last).is_none_or(|t| t.slope * days < STAYED_MAX)
     }
 
     /// Takes in a quarter of an hour that is over, counted from 1970, and says what is wrong. Each quarter comes once and in order, empty ones too.
@@ -81,6 +223,25 @@ impl Watch {
     #[must_use]
     pub fn forecast(&self, limit_ms: f32) -> Option<Forecast> {
         self.memory.forecast(self.reference.as_ref()?, limit_ms)
+    }
+
+    /// When the share of requests within a limit falls below a target, after a rise was found.
+    #[must_use]
+    pub fn forecast_of(&self, limit_ms: f32, target: f32) -> Option<Forecast> {
+        let beyond_p95 = self.reference.as_ref()?.from_p95_to(target);
+        self.forecast(limit_ms * libm::expf(-beyond_p95))
+    }
+
+    /// A log level over the reference as milliseconds.
+    #[must_use]
+    pub fn level_ms(&self, level: f32) -> Option<f32> {
+        Some(libm::expf(self.reference.as_ref()?.median + level) / 1000.0)
+    }
+
+    /// p95 of the last day in milliseconds.
+    #[must_use]
+    pub fn p95_ms(&self) -> Option<f32> {
+        self.level_ms(self.memory.p95()? + self.reference.as_ref()?.p95_offset)
     }
 }
 

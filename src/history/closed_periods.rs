@@ -1,6 +1,6 @@
 //! Closed periods on disk: the durable truth of history.
 //!
-//! `history/minute/START.history` holds a day of minutes, `hour/` 32 days of hours, `day/` 512 days of days. A file is a sequence of frames, each one period's rows
+//! `history/minute/START.history` holds a day of minutes, `quarter/` a day of quarters of an hour, `hour/` 32 days of hours, `day/` 512 days of days. A file is a sequence of frames, each one period's rows
 //! sorted by endpoint. Late data are a further frame of the same period; a frame is named by the log position that closed it, and a name counts once.
 //! Frames are synced, and followed by a mark that says so, before the snapshot that forgets their rows: what cannot be read behind the last mark is a torn end and is written
 //! again from the log; before it, it is damage. Retention deletes whole files.
@@ -74,7 +74,7 @@ pub struct Files {
 /// How long a file of a tier reaches, in milliseconds.
 pub(super) fn file_ms(tier: Tier) -> i64 {
     match tier {
-        Tier::Minute => 86_400_000,
+        Tier::Minute | Tier::Quarter => 86_400_000,
         Tier::Hour => 32 * 86_400_000,
         Tier::Day => 512 * 86_400_000,
     }

@@ -69,6 +69,19 @@ impl Counted<'_> {
         }
     }
 
+    /// Adds its latencies, those of failures too, to a histogram of two digits.
+    pub fn add_to(&self, histogram: &mut Histogram) {
+        match self {
+            Self::One { us, .. } => histogram.record(*us, 1),
+            Self::Plain { buckets, .. } => {
+                for (bucket, n) in *buckets {
+                    histogram.record_bucket(*bucket, *n);
+                }
+            }
+            Self::Full(cell) => cell.add_latencies_to(histogram),
+        }
+    }
+
     /// As a cell; one timing is counted exactly at these thresholds, on this grid.
     #[must_use]
     pub fn to_cell(&self, thresholds_us: &[u64], digits: Digits) -> Cell {

@@ -180,7 +180,7 @@ impl Taken {
         &self,
         reader: &Reader,
         plans: &[&[Plan]],
-        blocks: &[Vec<Block>; 3],
+        blocks: &[Vec<Block>; Tier::ALL.len()],
         mut sum: Sum,
         shared: Shared,
         mut tell: impl FnMut(&[Plan], &Cell),
@@ -221,7 +221,7 @@ impl Taken {
     }
 
     /// Adds a share of what answers a stretch: every `of`-th block from the `nth` on.
-    fn add(&self, plan: &Plan, (nth, of): (usize, usize), blocks: &[Vec<Block>; 3], reading: &mut Reading, sum: &mut Sum) -> Result<(), Error> {
+    fn add(&self, plan: &Plan, (nth, of): (usize, usize), blocks: &[Vec<Block>; Tier::ALL.len()], reading: &mut Reading, sum: &mut Sum) -> Result<(), Error> {
         let (pieces, range) = plan;
         for piece in pieces {
             let blocks = &blocks[piece.tier as usize];
@@ -237,8 +237,8 @@ impl Taken {
     }
 
     /// The blocks of all pieces by tier, each once, by period: one reading of the index for each stretch of pieces that join.
-    fn blocks<'a>(&self, pieces: impl Iterator<Item = &'a Piece>) -> [Vec<Block>; 3] {
-        let mut ranges: [Vec<TimeRange>; 3] = Default::default();
+    fn blocks<'a>(&self, pieces: impl Iterator<Item = &'a Piece>) -> [Vec<Block>; Tier::ALL.len()] {
+        let mut ranges: [Vec<TimeRange>; Tier::ALL.len()] = Default::default();
         for piece in pieces {
             let known = &mut ranges[piece.tier as usize];
             match known.last_mut() {
@@ -246,7 +246,7 @@ impl Taken {
                 _ => known.push(piece.range),
             }
         }
-        let mut blocks: [Vec<Block>; 3] = Default::default();
+        let mut blocks: [Vec<Block>; Tier::ALL.len()] = Default::default();
         for tier in Tier::ALL {
             for range in &ranges[tier as usize] {
                 let found = self.index.blocks(tier, range.from, range.to);

@@ -73,7 +73,7 @@ pub fn plan(data_dir: &Path, index: Option<&Index>, in_log: Option<InLog>) -> Re
     let (dir, reader) = (data_dir.join("history"), Reader::new(data_dir));
     let mut plans = Vec::new();
     let mut lost = super::losses::read(&dir)?;
-    let mut begins = [None; 3];
+    let mut begins = [None; Tier::ALL.len()];
     for tier in Tier::ALL {
         let files = files_of(&dir, tier)?;
         begins[tier as usize] = files.first().map(|f| Timestamp(f.0));

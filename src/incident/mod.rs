@@ -3,10 +3,14 @@
 //! Only nouns stand here: who decides is [`crate::judge`]. An incident's id follows from endpoint, kind, rule and opening slot,
 //! so that deciding again after a crash, or in a replay, names the same one. Everything serialises to JSON and back.
 
+pub mod change_text;
+pub mod evidence;
 pub mod text;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+pub use evidence::{Broken, Change, Evidence, Grounds, Verdict, WindowEvidence};
 
 use crate::endpoint::EndpointKey;
 use crate::objective::Severity;
@@ -20,6 +24,34 @@ pub enum Kind {
     Burn,
     /// A quantile is over its configured limit.
     Threshold,
+    /// The level of latency rises day by day.
+    Creep,
+    /// The level of latency has risen at once.
+    Step,
+    /// More requests are far slower than the rest; the rest is as it was.
+    Tail,
+    /// Far less traffic than at the same hours of earlier weeks.
+    Throughput,
+    /// No traffic at all where there should be some.
+    Silence,
+    /// Work goes in and does not come out.
+    Flow,
+    /// A run that had an end to reach has not reached it.
+    Completion,
+}
+
+/// Kinds of which an endpoint has one open incident at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// What a promise is about: each objective by itself.
+    Promise,
+    /// How long requests take.
+    Latency,
+    /// How many there are.
+    Traffic,
+    /// How much of what goes in comes out.
+    Flow,
 }
 
 impl Kind {
@@ -29,6 +61,24 @@ impl Kind {
         match self {
             Self::Burn => "burn",
             Self::Threshold => "threshold",
+            Self::Creep => "creep",
+            Self::Step => "step",
+            Self::Tail => "tail",
+            Self::Throughput => "throughput",
+            Self::Silence => "silence",
+            Self::Flow => "flow",
+            Self::Completion => "completion",
+        }
+    }
+
+    /// Its class.
+    #[must_use]
+    pub fn class(self) -> Class {
+        match self {
+            Self::Burn | Self::Threshold => Class::Promise,
+            Self::Creep | Self::Step | Self::Tail => Class::Latency,
+            Self::Throughput | Self::Silence | Self::Completion => Class::Traffic,
+            Self::Flow => Class::Flow,
         }
     }
 }
@@ -75,76 +125,6 @@ pub enum State {
     Resolved,
 }
 
-/// One pair of burn windows at the moment of a decision.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WindowEvidence {
-    /// The long window, such as `1h`.
-    pub long: String,
-    /// The short window.
-    pub short: String,
-    /// The burn rate from which it fires.
-    pub factor: f64,
-    /// `firing`, `undecided` (both windows burn, luck is not excluded) or `ok`.
-    pub verdict: Verdict,
-    /// Requests in the long window, by weight.
-    pub requests_long: u64,
-    /// Bad ones among them.
-    pub bad_long: u64,
-    /// How many of the long window's requests were observed (unweighted): what the evidence rests on.
-    pub observed_long: u64,
-    /// The burn rate of the long window.
-    pub burn_long: f64,
-    /// Requests in the short window, by weight.
-    pub requests_short: u64,
-    /// Bad ones among them.
-    pub bad_short: u64,
-    /// The burn rate of the short window.
-    pub burn_short: f64,
-    /// P(X ≥ bad | n, budget) on the long window, three significant digits.
-    pub p_value: f64,
-}
-
-/// What a pair of windows says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// It burns, and not by luck.
-    Firing,
-    /// It burns, and it may be luck.
-    Undecided,
-    /// It does not burn.
-    Ok,
-}
-
-/// What a burn or threshold decision rests on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Evidence {
-    /// `latency<=800ms`, `availability`, `p95<=800ms`.
-    pub objective: String,
-    /// The share promised, such as `99 %`.
-    pub target: String,
-    /// The kind of the endpoint (`http`, `job`).
-    pub endpoint_kind: String,
-    /// `firing`, `unverified` or `resolved`.
-    pub state: State,
-    /// Each pair of windows, in the order configured.
-    pub windows: Vec<WindowEvidence>,
-    /// Requests in the objective's period.
-    pub period_requests: u64,
-    /// Bad ones among them.
-    pub period_bad: u64,
-    /// The period, such as `30d`.
-    pub period: String,
-    /// What is left of the error budget: 1 is all, 0 none, below 0 overdrawn.
-    pub budget_remaining_ratio: f64,
-    /// At the rate of the window that decided; absent when nothing is left or nothing burns.
-    pub budget_exhausted_in_seconds: Option<i64>,
-    /// Bad requests since the beginning of the long window that decided; at most those of the longest window.
-    pub bad_since_opened: u64,
-    /// Requests since then.
-    pub requests_since_opened: u64,
-}
-
 /// One line of what was said, in the order of the contract.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Transition {
@@ -179,6 +159,13 @@ pub struct Transition {
 }
 
 impl Transition {
+    /// The forecast, if there is one.
+    #[must_use]
+    pub fn breach(&self) -> Option<Breach> {
+        let at = self.breach_at?;
+        Some(Breach { at, from: self.breach_from.unwrap_or(at), to: self.breach_to.unwrap_or(at) })
+    }
+
     /// The endpoint that it is about.
     #[must_use]
     pub fn endpoint(&self) -> EndpointKey {
@@ -222,7 +209,7 @@ pub struct Incident {
     pub method: String,
     /// Of the endpoint.
     pub route: String,
-    /// `latency<=800ms` and the like.
+    /// `latency<=800ms` and the like; empty when it is about no objective.
     pub objective: String,
     /// The last summary.
     pub summary: String,
@@ -238,8 +225,53 @@ pub struct Incident {
     pub told_line: Option<u32>,
     /// Its moves: when, what, how severe.
     pub timeline: Vec<Move>,
+    /// When it will break its promise, if that can be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breach: Option<Breach>,
     /// The last numbers.
     pub evidence: Evidence,
+}
+
+/// A forecast: as likely before `at` as after, and with 80 % between `from` and `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Breach {
+    /// The middle.
+    pub at: Timestamp,
+    /// The early end.
+    pub from: Timestamp,
+    /// The late end.
+    pub to: Timestamp,
+}
+
+/// What the detectors found, to be said at the end of a slot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// With the end of which slot.
+    pub due: Slot,
+    /// Where; without method and route it is about a whole service.
+    pub endpoint: EndpointKey,
+    /// Whether that is critical.
+    pub critical: bool,
+    /// What.
+    pub kind: Kind,
+    /// Whether it begins or ends.
+    pub stage: Stage,
+    /// When a promise will be broken, if that can be said.
+    pub breach: Option<Breach>,
+    /// The numbers.
+    pub change: Change,
+}
+
+/// How a finding stands to what was found before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// It is news.
+    Begun,
+    /// It goes on, and this is how.
+    GoesOn,
+    /// It is over.
+    Over,
 }
 
 /// One entry of an incident's timeline.
@@ -254,6 +286,18 @@ pub struct Move {
 }
 
 impl Incident {
+    /// The endpoint that it is about.
+    #[must_use]
+    pub fn endpoint(&self) -> EndpointKey {
+        EndpointKey {
+            service: self.service.clone(),
+            env: self.env.clone(),
+            kind: self.endpoint_kind.clone(),
+            method: self.method.clone(),
+            route: self.route.clone(),
+        }
+    }
+
     /// The incident that a line opens.
     #[must_use]
     pub fn opened(line: &Transition) -> Self {
@@ -267,7 +311,7 @@ impl Incident {
             endpoint_kind: line.evidence.endpoint_kind.clone(),
             method: line.method.clone(),
             route: line.route.clone(),
-            objective: line.evidence.objective.clone(),
+            objective: line.evidence.promise().map_or_else(String::new, |p| p.objective.clone()),
             summary: String::new(),
             opened_at: line.at,
             updated_at: line.at,
@@ -275,6 +319,7 @@ impl Incident {
             acked: None,
             told_line: None,
             timeline: Vec::new(),
+            breach: None,
             evidence: line.evidence.clone(),
         };
         incident.moved(line);
@@ -295,9 +340,9 @@ impl Incident {
             method: self.method.clone(),
             route: self.route.clone(),
             summary: self.summary.clone(),
-            breach_at: None,
-            breach_from: None,
-            breach_to: None,
+            breach_at: self.breach.map(|b| b.at),
+            breach_from: self.breach.map(|b| b.from),
+            breach_to: self.breach.map(|b| b.to),
             evidence: self.evidence.clone(),
         }
     }
@@ -310,6 +355,7 @@ impl Incident {
         self.updated_at = line.at;
         self.resolved_at = (line.event == Event::Resolved).then_some(line.at);
         self.timeline.push(Move { at: line.at, event: line.event, severity: line.severity });
+        self.breach = line.breach();
         self.evidence = line.evidence.clone();
     }
 }

@@ -1,16 +1,16 @@
-//! What people read about an incident: the one-sentence summary here; channels lay it out further.
+//! What people read about a broken promise: the one-sentence summary here (of a change: [`super::change_text`]); channels lay it out further.
 
-use super::{Event, Evidence, Kind, State, Verdict, WindowEvidence};
+use super::{Broken, Event, Kind, State, Verdict, WindowEvidence};
 use crate::endpoint::EndpointKey;
 use crate::time::humanize_ms;
 
 /// One or two sentences: what, since when, how bad, over which window with how many requests.
 #[must_use]
-pub fn summary(key: &EndpointKey, kind: Kind, event: Event, evidence: &Evidence, open_for_ms: i64) -> String {
+pub fn summary(key: &EndpointKey, kind: Kind, event: Event, state: State, evidence: &Broken, open_for_ms: i64) -> String {
     let title = key.title();
     let window = deciding_window(evidence);
     let measured = window.map_or_else(String::new, |w| measured(kind, evidence, w));
-    match (event, evidence.state) {
+    match (event, state) {
         (Event::Resolved, _) => format!(
             "{title} keeps {} again after {}. {} of {} requests were bad in all.",
             evidence.objective,
@@ -25,28 +25,28 @@ pub fn summary(key: &EndpointKey, kind: Kind, event: Event, evidence: &Evidence,
         (Event::Escalated, _) => format!("{title} got worse: {measured}{}", budget(kind, evidence)),
         _ => match kind {
             Kind::Burn => format!("{title} breaks {}: {measured}{}", evidence.objective, budget(kind, evidence)),
-            Kind::Threshold => format!("{title} is over {}: {measured}", evidence.objective),
+            _ => format!("{title} is over {}: {measured}", evidence.objective),
         },
     }
 }
 
 /// The window that decided: the first that fires, else the first.
 #[must_use]
-pub fn deciding_window(evidence: &Evidence) -> Option<&WindowEvidence> {
+pub fn deciding_window(evidence: &Broken) -> Option<&WindowEvidence> {
     evidence.windows.iter().find(|w| w.verdict == Verdict::Firing).or(evidence.windows.first())
 }
 
 /// `13 of 18 requests bad in 1h (observed 27.8 % good, promised 95 %), 14.4 times as many as the promise allows.`
-fn measured(kind: Kind, evidence: &Evidence, w: &WindowEvidence) -> String {
+fn measured(kind: Kind, evidence: &Broken, w: &WindowEvidence) -> String {
     let good = percent(w.requests_long - w.bad_long, w.requests_long);
     let head = format!("{} of {} requests bad in {} (observed {good} good, promised {})", w.bad_long, w.requests_long, w.long, evidence.target);
     match kind {
         Kind::Burn => format!("{head}, {:.1} times as many as the promise allows.", w.burn_long),
-        Kind::Threshold => format!("{head}."),
+        _ => format!("{head}."),
     }
 }
 
-fn budget(kind: Kind, evidence: &Evidence) -> String {
+fn budget(kind: Kind, evidence: &Broken) -> String {
     if kind != Kind::Burn {
         return String::new();
     }

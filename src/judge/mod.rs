@@ -7,6 +7,7 @@
 //! It stands behind `incident` in the flow, not before it as the first design had it: incidents are what it decides about.
 
 pub mod burn;
+mod changes;
 pub mod evidence;
 mod promises;
 mod rule;
@@ -17,12 +18,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use promises::{Owed, Promise, Promises, Receiver};
+pub use promises::{FlowOwed, Owed, Promise, Promises, Receiver};
 pub use rule::{ObjectiveState, ObjectiveStatus, WindowStatus};
 
 use crate::counting::{Cell, Outcome};
 use crate::endpoint::{EndpointId, EndpointKey};
-use crate::incident::{Ack, DeliveryResult, Event, Incident, Marker, Notification, Silence, State, Transition, derived_id, incident_id, text};
+use crate::incident::{Ack, DeliveryResult, Event, Found, Incident, Marker, Notification, Silence, State, Transition, derived_id, incident_id, text};
 use crate::time::{Slot, Timestamp};
 use burn::Memory;
 use evidence::Turns;
@@ -52,6 +53,8 @@ pub enum Command {
     Unsilence(Timestamp, String),
     /// Something changed in the world.
     Mark(Marker),
+    /// The detectors have run this quarter of an hour (counted from 1970), and found this.
+    Find(i64, Vec<Found>),
     /// A notification ended.
     Deliver(Timestamp, String, DeliveryResult),
 }
@@ -98,6 +101,14 @@ pub enum Record {
     },
     /// A marker.
     Marked(Marker),
+    /// What the detectors found; it is said with a slot end.
+    Found {
+        /// In which quarter of an hour, counted from 1970.
+        quarter: i64,
+        /// What.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        found: Vec<Found>,
+    },
     /// A notification ended.
     Delivered {
         /// When.
@@ -176,6 +187,9 @@ pub struct Judge {
     incidents: BTreeMap<String, Incident>,
     outbox: Vec<Notification>,
     silences: Vec<Silence>,
+    /// What was found and is not said yet.
+    found: Vec<Found>,
+    watched_to: Option<i64>,
 }
 
 impl Judge {
@@ -194,6 +208,8 @@ impl Judge {
             incidents: BTreeMap::new(),
             outbox: Vec::new(),
             silences: Vec::new(),
+            found: Vec::new(),
+            watched_to: None,
         }
     }
 
@@ -207,6 +223,12 @@ impl Judge {
     #[must_use]
     pub fn judged_to(&self) -> Option<Slot> {
         self.judged_to
+    }
+
+    /// The last quarter of an hour (counted from 1970) that the detectors have run.
+    #[must_use]
+    pub fn watched_to(&self) -> Option<i64> {
+        self.watched_to
     }
 
     /// Open incidents, by id.
@@ -246,7 +268,8 @@ impl Judge {
         let ends = self.silences.iter().filter(|s| untold().any(|i| i.service == s.service));
         let unmuted = ends.map(|s| Slot::containing(s.until.plus_ms(-self.promises.judge_after_ms)));
         let floor = self.judged_to.map_or(Slot(0), Slot::next);
-        self.due.first().map(|d| d.0).into_iter().chain(unmuted.filter(|s| *s >= floor)).min()
+        let found = self.found.iter().map(|f| f.due.max(floor)).min();
+        self.due.first().map(|d| d.0).into_iter().chain(unmuted.filter(|s| *s >= floor)).chain(found).min()
     }
 
     /// Learns of an endpoint; ids come dense and ascending.
@@ -365,6 +388,7 @@ impl Judge {
                 Record::Unsilenced { at, id }
             }
             Command::Mark(marker) => Record::Marked(marker),
+            Command::Find(quarter, found) => Record::Found { quarter, found },
             Command::Deliver(at, id, result) => {
                 let waiting = self.outbox.iter().find(|n| n.id == id).ok_or(Refusal::NoSuchNotification(id))?;
                 Record::Delivered { at, notification: waiting.id.clone(), receiver: waiting.receiver.clone(), result }
@@ -402,8 +426,31 @@ impl Judge {
                 closed.transitions.push(line);
             }
         }
+        self.say_found(&mut closed, at);
         self.tell_unmuted(&mut closed, at);
         closed
+    }
+
+    /// Says what was found and is due.
+    fn say_found(&self, closed: &mut SlotClosed, at: Timestamp) {
+        for found in self.found.iter().filter(|f| f.due <= closed.end) {
+            // What this very slot end opened is open; what it resolved is not.
+            let said: Vec<Incident> = closed.transitions.iter().filter(|t| t.event == Event::Opened).map(Incident::opened).collect();
+            let over = |i: &&Incident| !closed.transitions.iter().any(|t| t.id == i.id && t.event == Event::Resolved);
+            let open = changes::open_of(found, self.incidents.values().chain(&said).filter(over));
+            if let Some(line) = changes::transition(found, at, open) {
+                self.tell(&mut closed.notifications, &line, open, &changes::notify_of(&found.endpoint, &self.promises));
+                closed.transitions.push(line);
+            }
+        }
+    }
+
+    /// Whom an open incident is told.
+    fn notify_of(&self, incident: &Incident) -> Option<Vec<String>> {
+        if incident.evidence.change().is_some() {
+            return Some(changes::notify_of(&incident.endpoint(), &self.promises));
+        }
+        self.rules.iter().find(|r| r.incident.as_ref() == Some(&incident.id)).map(|rule| rule.notify.clone())
     }
 
     /// Tells of incidents whose silence has run out.
@@ -414,8 +461,8 @@ impl Judge {
         }
         for incident in self.incidents.values().filter(|i| i.told_line.is_none()) {
             let moved = closed.transitions.iter().any(|t| t.id == incident.id);
-            let Some(rule) = self.rules.iter().find(|r| r.incident.as_ref() == Some(&incident.id)).filter(|_| !moved) else { continue };
-            self.tell(&mut closed.notifications, &incident.line(at, Event::Opened), Some(incident), &rule.notify);
+            let Some(notify) = self.notify_of(incident).filter(|_| !moved) else { continue };
+            self.tell(&mut closed.notifications, &incident.line(at, Event::Opened), Some(incident), &notify);
         }
     }
 
@@ -495,6 +542,11 @@ impl Judge {
                 self.outbox.retain(|n| n.id != *notification);
                 Vec::new()
             }
+            Record::Found { quarter, found } => {
+                self.watched_to = self.watched_to.max(Some(*quarter));
+                self.found.extend(found.iter().cloned());
+                Vec::new()
+            }
             Record::Started { .. } | Record::Marked(_) => Vec::new(),
         }
     }
@@ -508,6 +560,7 @@ impl Judge {
         }
         let changed = self.apply_lines(&closed.transitions, &closed.notifications);
         self.judged_to = Some(self.judged_to.map_or(closed.end, |j| j.max(closed.end)));
+        self.found.retain(|f| f.due > closed.end);
         while let Some((_, index)) = self.due.first().filter(|d| d.0 <= closed.end).copied() {
             self.due.pop_first();
             self.rules[index].due = None;
@@ -526,7 +579,7 @@ impl Judge {
             let incident = self.incidents.entry(line.id.clone()).and_modify(|i| i.moved(line)).or_insert_with(|| Incident::opened(line));
             let resolved = incident.state == State::Resolved;
             let rules = self.judged.get(&line.endpoint()).map_or(0..0, |id| self.rules_of(*id));
-            for rule in self.rules[rules].iter_mut().filter(|r| r.name == line.evidence.objective) {
+            for rule in self.rules[rules].iter_mut().filter(|r| line.evidence.promise().is_some_and(|p| p.objective == r.name)) {
                 rule.incident = (!resolved).then(|| line.id.clone());
             }
         }
@@ -584,6 +637,10 @@ struct Told {
     incidents: BTreeMap<String, Incident>,
     outbox: Vec<Notification>,
     silences: Vec<Silence>,
+    #[serde(default)]
+    found: Vec<Found>,
+    #[serde(default)]
+    watched_to: Option<i64>,
 }
 
 impl Judge {
@@ -593,7 +650,14 @@ impl Judge {
     /// Never: everything in it has text keys and finite numbers.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let told = Told { promises: (*self.promises).clone(), incidents: self.incidents.clone(), outbox: self.outbox.clone(), silences: self.silences.clone() };
+        let told = Told {
+            promises: (*self.promises).clone(),
+            incidents: self.incidents.clone(),
+            outbox: self.outbox.clone(),
+            silences: self.silences.clone(),
+            found: self.found.clone(),
+            watched_to: self.watched_to,
+        };
         let json = serde_json::to_string(&told).expect("text keys and finite numbers");
         Snapshot { judged_to: self.judged_to, json, rules: self.rules.iter().map(Rule::kept).collect() }
     }
@@ -610,6 +674,7 @@ impl Judge {
         }
         judge.judged_to = snapshot.judged_to;
         (judge.incidents, judge.outbox, judge.silences) = (told.incidents, told.outbox, told.silences);
+        (judge.found, judge.watched_to) = (told.found, told.watched_to);
         let mut kept: HashMap<_, _> = snapshot.rules.into_iter().map(|r| ((r.endpoint, r.goal), r)).collect();
         for rule in &mut judge.rules {
             if let Some(old) = kept.remove(&(rule.endpoint, rule.promise.goal)) {
@@ -643,7 +708,7 @@ fn line_of(rule: &Rule, end: Slot, at: Timestamp, event: Event, after: &[Memory]
         env: rule.key.env.clone(),
         method: rule.key.method.clone(),
         route: rule.key.route.clone(),
-        summary: text::summary(&rule.key, kind, event, &evidence, open_for_ms),
+        summary: evidence.promise().map_or_else(String::new, |p| text::summary(&rule.key, kind, event, evidence.state, p, open_for_ms)),
         breach_at: None,
         breach_from: None,
         breach_to: None,

@@ -18,6 +18,32 @@ pub struct Promises {
     pub endpoints: Vec<Owed>,
     /// Whom to tell, in the order configured.
     pub receivers: Vec<Receiver>,
+    /// False alarms of each class that an endpoint may have in 30 days.
+    #[serde(default = "false_alarms")]
+    pub false_alarms: f64,
+    /// Work in against work out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flows: Vec<FlowOwed>,
+}
+
+/// What is usual, and one in a hundred months.
+fn false_alarms() -> f64 {
+    0.01
+}
+
+/// One `[[flow]]` entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlowOwed {
+    /// Its name.
+    pub name: String,
+    /// Where work goes in.
+    pub from: Selector,
+    /// Where it comes out.
+    pub to: Selector,
+    /// The time allowed, in milliseconds; `None`: learned as part of the ratio of a quarter of an hour.
+    pub within_ms: Option<i64>,
+    /// The share that must come out; `None`: learned.
+    pub ratio_ppb: Option<u64>,
 }
 
 /// What one `[[endpoint]]` entry owes.
@@ -94,7 +120,7 @@ impl Promises {
     /// Nothing owed to anybody.
     #[must_use]
     pub fn none(judge_after_ms: i64) -> Self {
-        Self { judge_after_ms, endpoints: Vec::new(), receivers: Vec::new() }
+        Self { judge_after_ms, endpoints: Vec::new(), receivers: Vec::new(), false_alarms: false_alarms(), flows: Vec::new() }
     }
 
     /// The entries that match an endpoint.

@@ -13,7 +13,7 @@ use super::promises::{Owed, Promise};
 use super::sums::{Sum, Sums};
 use crate::counting::{Cell, Outcome, Tally};
 use crate::endpoint::{EndpointId, EndpointKey};
-use crate::incident::{Event, Evidence, Incident, State, Transition, Verdict, WindowEvidence};
+use crate::incident::{Broken, Event, Evidence, Grounds, Incident, State, Transition, Verdict, WindowEvidence};
 use crate::objective::{Goal, PPB, Severity, burn_rate, percent_text, slots_name};
 use crate::time::{Slot, Timestamp};
 
@@ -336,7 +336,7 @@ impl Rule {
         let windows = self.window_evidence(end, memories);
         let burning = windows.iter().find(|w| w.verdict == Verdict::Firing).map(|w| w.burn_long).filter(|b| *b > 0.0 && left > 0.0);
         // From the window that decided, so that the end of an incident speaks of no fewer requests than its page.
-        let before = open.map_or(&windows, |i| &i.evidence.windows);
+        let before = open.and_then(|i| i.evidence.promise()).map_or(&windows, |p| &p.windows);
         let decided = before.iter().position(|w| w.verdict == Verdict::Firing).unwrap_or(0);
         let back = self.promise.windows.get(decided).map_or(1, |w| w.long_slots);
         let since = self.sums.window(end, u32::try_from(open_for_ms / 10_000).unwrap_or(0).saturating_add(back).min(self.promise.longest_slots()));
@@ -347,11 +347,9 @@ impl Rule {
         };
         #[expect(clippy::cast_possible_truncation, reason = "a duration in whole seconds for people; `as` saturates")]
         let exhausted = burning.map(|b| (f64::from(self.promise.period_slots) * 10.0 * left / b) as i64);
-        Evidence {
+        let broken = Broken {
             objective: self.name.clone(),
             target: percent_text(self.promise.target_ppb),
-            endpoint_kind: self.key.kind.clone(),
-            state,
             windows,
             period_requests: period.total.weight,
             period_bad: period.bad.weight,
@@ -360,7 +358,8 @@ impl Rule {
             budget_exhausted_in_seconds: exhausted,
             bad_since_opened: since.bad.weight,
             requests_since_opened: since.total.weight,
-        }
+        };
+        Evidence { endpoint_kind: self.key.kind.clone(), state, grounds: Grounds::Promise(Box::new(broken)) }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "ratios for people")]

@@ -5,9 +5,8 @@
 
 use std::fmt::Write as _;
 
-use crate::endpoint::EndpointKey;
 use crate::incident::text::{deciding_window, percent};
-use crate::incident::{Event, Kind, State, Transition, Verdict, WindowEvidence};
+use crate::incident::{Broken, Change, Event, Grounds, Kind, State, Transition, Verdict, WindowEvidence, change_text};
 use crate::time::humanize_ms;
 
 /// The longest subject without its prefix, in characters.
@@ -21,11 +20,11 @@ const SUBJECT_CHARS_MAX: usize = 160;
 /// tags out as well; a bare `Resolved: …` would begin a new conversation there.
 #[must_use]
 pub fn subject(line: &Transition, is_root: bool) -> String {
-    let verb = match line.kind {
-        Kind::Burn => "breaks",
-        Kind::Threshold => "is over",
+    let base = match &line.evidence.grounds {
+        Grounds::Promise(broken) => format!("{} {} {}", title(line), if line.kind == Kind::Burn { "breaks" } else { "is over" }, broken.objective),
+        Grounds::Change(change) => change_text::headline(&line.endpoint(), line.kind, change),
     };
-    let base = clean(&format!("{} {verb} {}", title(line), line.evidence.objective));
+    let base = clean(&base);
     // A route that looks like an encoded word would be decoded by the reader's program.
     let base = shorten(&base.replace("=?", "= ?"));
     let tag = match line.event {
@@ -44,8 +43,9 @@ pub fn text(line: &Transition, public_url: Option<&str>) -> String {
         // Writing to a string cannot fail.
         writeln!(out, "{:<11}{}", format!("{name}:"), clean(&value)).ok();
     }
+    let Some(broken) = line.evidence.promise() else { return out };
     out.push_str("\nWindows (long / short):\n");
-    let rows = windows(line);
+    let rows = windows(broken);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 6] = std::array::from_fn(width);
     for row in &rows {
@@ -68,13 +68,17 @@ pub fn html(line: &Transition, public_url: Option<&str>) -> String {
         let value = if name == "Link" { format!("<a href=\"{value}\">{value}</a>") } else { value };
         writeln!(out, "<tr><th align=\"left\" valign=\"top\">{name}</th><td>{value}</td></tr>").ok();
     }
-    out.push_str("</table>\n<p>Windows (long / short):</p>\n<table border=\"1\" cellpadding=\"4\" style=\"border-collapse:collapse\">\n");
-    for (number, row) in windows(line).iter().enumerate() {
-        let tag = if number == 0 { "th" } else { "td" };
-        let cells = row.iter().fold(String::new(), |cells, cell| format!("{cells}<{tag}>{}</{tag}>", escape(cell)));
-        writeln!(out, "<tr>{cells}</tr>").ok();
+    out.push_str("</table>\n");
+    if let Some(broken) = line.evidence.promise() {
+        out.push_str("<p>Windows (long / short):</p>\n<table border=\"1\" cellpadding=\"4\" style=\"border-collapse:collapse\">\n");
+        for (number, row) in windows(broken).iter().enumerate() {
+            let tag = if number == 0 { "th" } else { "td" };
+            let cells = row.iter().fold(String::new(), |cells, cell| format!("{cells}<{tag}>{}</{tag}>", escape(cell)));
+            writeln!(out, "<tr>{cells}</tr>").ok();
+        }
+        out.push_str("</table>\n");
     }
-    out.push_str("</table>\n</body></html>\n");
+    out.push_str("</body></html>\n");
     out
 }
 
@@ -110,50 +114,65 @@ fn shorten(text: &str) -> String {
 }
 
 fn title(line: &Transition) -> String {
-    EndpointKey {
-        service: line.service.clone(),
-        env: line.env.clone(),
-        kind: line.evidence.endpoint_kind.clone(),
-        method: line.method.clone(),
-        route: line.route.clone(),
-    }
-    .title()
+    line.endpoint().title()
 }
 
 /// What is to be known, in the order in which somebody who was just woken asks for it.
 fn facts(line: &Transition, public_url: Option<&str>) -> Vec<(&'static str, String)> {
-    let evidence = &line.evidence;
-    let mut facts = vec![
-        ("Event", line.event.name().to_owned()),
-        ("Severity", line.severity.name().to_owned()),
-        ("Endpoint", title(line)),
-        ("Objective", format!("{}, {} of requests in {}", evidence.objective, evidence.target, evidence.period)),
-    ];
-    if let Some(window) = deciding_window(evidence) {
-        facts.push(("Observed", observed(window)));
-        facts.push(("Promised", format!("{} good", evidence.target)));
-        facts.push(("Why now", why_now(line, window)));
+    let mut facts = vec![("Event", line.event.name().to_owned()), ("Severity", line.severity.name().to_owned())];
+    match &line.evidence.grounds {
+        Grounds::Promise(broken) => of_promise(&mut facts, line, broken),
+        Grounds::Change(change) => of_change(&mut facts, line, change),
     }
-    facts.push(("Budget", budget(line)));
     // When it was decided; it has been bad for up to the window before.
     let when = if line.event == Event::Opened { "Opened" } else { "At" };
     facts.push((when, line.at.to_string()));
-    if line.event != Event::Opened {
-        let (bad, all) = (evidence.bad_since_opened, evidence.requests_since_opened);
+    if let Some(broken) = line.evidence.promise().filter(|_| line.event != Event::Opened) {
+        let (bad, all) = (broken.bad_since_opened, broken.requests_since_opened);
         facts.push(("In all", format!("{bad} of {all} requests bad")));
-    }
-    if let Some(at) = line.breach_at {
-        let range = match (line.breach_from, line.breach_to) {
-            (Some(from), Some(to)) => format!(" (between {from} and {to})"),
-            _ => String::new(),
-        };
-        facts.push(("Forecast", format!("over the limit at {at}{range}")));
     }
     facts.push(("Incident", line.id.clone()));
     if let Some(base) = public_url {
         facts.push(("Link", format!("{}/api/v1/incidents/{}", base.trim_end_matches('/'), line.id)));
     }
     facts
+}
+
+fn of_promise(facts: &mut Vec<(&'static str, String)>, line: &Transition, broken: &Broken) {
+    facts.push(("Endpoint", title(line)));
+    facts.push(("Objective", format!("{}, {} of requests in {}", broken.objective, broken.target, broken.period)));
+    if let Some(window) = deciding_window(broken) {
+        facts.push(("Observed", observed(window)));
+        facts.push(("Promised", format!("{} good", broken.target)));
+        facts.push(("Why now", why_now(line, window)));
+    }
+    facts.push(("Budget", budget(line, broken)));
+}
+
+fn of_change(facts: &mut Vec<(&'static str, String)>, line: &Transition, change: &Change) {
+    facts.push(("Endpoint", change_text::whom(&line.endpoint(), change)));
+    facts.push(("Since", change.since.to_string()));
+    if let (Some(now), Some(before)) = (change.level_ms, change.level_before_ms) {
+        facts.push(("Usually", format!("{now} ms now, {before} ms before")));
+    }
+    if let Some(p95) = change.p95_ms {
+        facts.push(("p95", format!("{p95} ms")));
+    }
+    facts.push(("Rests on", format!("{} requests in {}", change.requests, change.window)));
+    facts.push(("Why now", format!("{} beyond chance, reported from {} on", change.score, change.threshold)));
+    if let Some(marker) = &change.marker {
+        facts.push(("After", marker.clone()));
+    }
+    if let Some(breach) = line.breach() {
+        let limit = change.limit.as_deref().unwrap_or("its limit");
+        facts.push(("Forecast", format!("breaks {limit} at {} (80 %: {} to {})", breach.at, breach.from, breach.to)));
+    }
+    if !change.endpoints.is_empty() {
+        facts.push(("Endpoints", change.endpoints.join(", ")));
+    }
+    if !change.missing_keys.is_empty() {
+        facts.push(("Missing", change.missing_keys.join(", ")));
+    }
 }
 
 fn observed(window: &WindowEvidence) -> String {
@@ -191,8 +210,7 @@ fn luck(p: f64) -> String {
 }
 
 /// The budget as time, which is what one can plan with, and as a share.
-fn budget(line: &Transition) -> String {
-    let evidence = &line.evidence;
+fn budget(line: &Transition, evidence: &Broken) -> String {
     let left = evidence.budget_remaining_ratio;
     if left <= 0.0 {
         return format!("none left of {}; {} of {} requests were bad", evidence.period, evidence.period_bad, evidence.period_requests);
@@ -204,9 +222,9 @@ fn budget(line: &Transition) -> String {
     }
 }
 
-fn windows(line: &Transition) -> Vec<[String; 6]> {
+fn windows(broken: &Broken) -> Vec<[String; 6]> {
     let head = ["Window", "Requests", "Bad", "Burn", "Alert from", "Verdict"].map(str::to_owned);
-    let rows = line.evidence.windows.iter().map(|w| {
+    let rows = broken.windows.iter().map(|w| {
         let verdict = match w.verdict {
             Verdict::Firing => "firing",
             Verdict::Undecided => "undecided",
@@ -283,7 +301,9 @@ Windows (long / short):
         for hostile in ["<script>alert(1)</script>", "\"><img src=x>", "a\r\nBcc: eve@example.com", "\u{202e}gnp.exe", "' onload='x", "&lt;"] {
             line.route = hostile.to_owned();
             line.summary = hostile.to_owned();
-            line.evidence.objective = hostile.to_owned();
+            if let Grounds::Promise(broken) = &mut line.evidence.grounds {
+                broken.objective = hostile.to_owned();
+            }
             let html = html(&line, Some("https://slow.example"));
             assert!(!html.contains("<script") && !html.contains("<img") && !html.contains("\u{202e}"), "{html}");
             assert!(!subject(&line, true).chars().any(char::is_control));

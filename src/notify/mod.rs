@@ -174,13 +174,11 @@ pub async fn deliver(target: &Target, notification: &Notification, now: Timestam
 /// A notification that says it is a test, for `notify-test`.
 #[must_use]
 pub fn test_notification(receiver: &ReceiverConfig, recipient: &str, now: Timestamp) -> Notification {
-    use crate::incident::{Channel, Event, Evidence, Kind, State, Transition, derived_id};
+    use crate::incident::{Broken, Channel, Event, Evidence, Grounds, Kind, State, Transition, derived_id};
     let id = derived_id(&["test", &receiver.name, recipient, &now.0.to_string()]);
-    let evidence = Evidence {
+    let broken = Broken {
         objective: "a test of this receiver".to_owned(),
         target: "100 %".to_owned(),
-        endpoint_kind: "http".to_owned(),
-        state: State::Firing,
         windows: Vec::new(),
         period_requests: 0,
         period_bad: 0,
@@ -190,6 +188,7 @@ pub fn test_notification(receiver: &ReceiverConfig, recipient: &str, now: Timest
         bad_since_opened: 0,
         requests_since_opened: 0,
     };
+    let evidence = Evidence { endpoint_kind: "http".to_owned(), state: State::Firing, grounds: Grounds::Promise(Box::new(broken)) };
     Notification {
         id: id.clone(),
         receiver: receiver.name.clone(),
@@ -256,7 +255,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 pub(crate) mod tests {
     use super::*;
-    use crate::incident::{Channel, Event, Evidence, Kind, State, Transition, Verdict, WindowEvidence};
+    use crate::incident::{Broken, Channel, Event, Evidence, Grounds, Kind, State, Transition, Verdict, WindowEvidence};
     use crate::objective::Severity;
 
     /// A page about `POST /orders`.
@@ -275,11 +274,9 @@ pub(crate) mod tests {
             burn_short: if event == Event::Resolved { 0.0 } else { 20.0 },
             p_value: 4.5e-5,
         };
-        let evidence = Evidence {
+        let broken = Broken {
             objective: "latency<=800ms".to_owned(),
             target: "95 %".to_owned(),
-            endpoint_kind: "http".to_owned(),
-            state: if event == Event::Resolved { State::Resolved } else { State::Firing },
             windows: vec![window("1h", "5m", 14.4, Verdict::Firing), window("6h", "30m", 6.0, Verdict::Undecided)],
             period_requests: 900,
             period_bad: 20,
@@ -288,6 +285,11 @@ pub(crate) mod tests {
             budget_exhausted_in_seconds: Some(7500),
             bad_since_opened: 13,
             requests_since_opened: 18,
+        };
+        let evidence = Evidence {
+            endpoint_kind: "http".to_owned(),
+            state: if event == Event::Resolved { State::Resolved } else { State::Firing },
+            grounds: Grounds::Promise(Box::new(broken)),
         };
         Notification {
             id: id.to_owned(),

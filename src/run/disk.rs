@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use crate::detect::fleet;
 use crate::endpoint::EndpointId;
 use crate::history::closed_periods::{self, Files};
 use crate::history::index::{self, Index};
@@ -21,6 +22,9 @@ use crate::log::record::{Kind, Position, Section};
 use crate::log::snapshot;
 use crate::machine::{Carried, Delta, Effects, FrameError, Machine, State};
 use crate::time::{Tier, Timestamp};
+
+/// Quarters of an hour are kept until the detectors have learnt from fourteen days of them.
+const KEEP_QUARTERS_MS: i64 = 16 * 86_400_000;
 
 /// What the index is given to write itself to disk; with less there is no checkpoint: sled does not survive a disk that is full, and would have to be written anew.
 const INDEX_ROOM_BYTES: u64 = 4 << 20;
@@ -185,6 +189,7 @@ impl Keeper {
         let back = |keep_ms: i64| Timestamp((now.0 - keep_ms).max(0));
         match tier {
             Tier::Minute => Tier::Hour.period_of(back(self.keep_minutes_ms)),
+            Tier::Quarter => Tier::Day.period_of(back(KEEP_QUARTERS_MS)),
             Tier::Hour => Tier::Day.period_of(back(self.keep_hours_ms)),
             Tier::Day => Timestamp(0),
         }
@@ -259,6 +264,9 @@ impl Keeper {
             self.put(tier, period, position, &rows.into_values().collect::<Vec<_>>())?;
         }
         if let Some((before, after)) = frame.closed_to {
+            // What comes after this is too late for the detectors, in a replay too.
+            let cut = |at: Timestamp| Timestamp((at.0 - fleet::CUT_MS).max(0));
+            self.roll_up(Tier::Minute, Tier::Quarter, cut(before), cut(after), position)?;
             self.roll_up(Tier::Minute, Tier::Hour, before, after, position)?;
             self.roll_up(Tier::Hour, Tier::Day, before, after, position)?;
         }
@@ -348,7 +356,7 @@ impl Keeper {
     }
 
     fn sweep(&mut self, now: Timestamp) -> Result<(), Error> {
-        for tier in [Tier::Minute, Tier::Hour] {
+        for tier in [Tier::Minute, Tier::Quarter, Tier::Hour] {
             let before = self.kept_from(tier, now);
             for path in self.files.forget(tier, before)? {
                 info!(path = %path.display(), "history older than its retention was deleted");

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::disk::{Error, Frame, Keeper, all_keys};
+use super::watching;
 use crate::history::index::Index;
 use crate::history::open_slots::ClosedMinute;
 use crate::history::query::Kept;
@@ -86,7 +87,7 @@ impl HistoryWriter {
     ///
     /// # Errors
     /// When the operating system has none.
-    pub fn start(mut keeper: Keeper, machine: &Machine) -> std::io::Result<Self> {
+    pub fn start(mut keeper: Keeper, machine: &Machine, watching: Option<Sender<watching::Work>>) -> std::io::Result<Self> {
         let (written, written_to) = keeper.written(machine);
         let waiting = keeper.waiting.take().map(|w| w.frames).unwrap_or_default();
         let (work, works) = channel();
@@ -110,7 +111,7 @@ impl HistoryWriter {
             thread: None,
             signs: Arc::clone(&signs),
         };
-        let thread = Thread { keeper, done: sender, signs, gone_keys: Vec::new() };
+        let thread = Thread { keeper, done: sender, signs, gone_keys: Vec::new(), watching };
         for frame in waiting {
             work.send(Work::Frame(frame)).expect("its receiver is here");
         }
@@ -179,6 +180,12 @@ impl HistoryWriter {
                 }
             }
         }
+    }
+
+    /// Up to where minutes are in files.
+    #[must_use]
+    pub fn written_to(&self) -> Timestamp {
+        self.written_to
     }
 
     /// Waits until everything handed on is written; `false` when there is no room for it yet.
@@ -284,6 +291,8 @@ struct Thread {
     signs: Arc<Signs>,
     /// Keys that have run out, of a checkpoint that found no room.
     gone_keys: Vec<u128>,
+    /// Who is told up to where minutes are written.
+    watching: Option<Sender<watching::Work>>,
 }
 
 impl Thread {
@@ -298,6 +307,10 @@ impl Thread {
                     }
                     let wrote = !frame.closed.is_empty() || frame.closed_to.is_some_and(|(before, after)| before < after);
                     let to = frame.closed_to.filter(|_| wrote).map_or(Timestamp(0), |c| c.1);
+                    if let Some(watching) = self.watching.as_ref().filter(|_| wrote) {
+                        // It ends after the engine.
+                        drop(watching.send(watching::Work::Written(to)));
+                    }
                     drop(self.done.send(Done::Written(frame.position, to, frame.closed)));
                 }
                 Work::Checkpoint(checkpoint) => {

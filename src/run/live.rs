@@ -18,6 +18,7 @@ use super::clock::Clock;
 use super::disk::{self, Frame, Keeper, keep_said};
 use super::history_writer::{HistoryWriter, NO_ROOM_WAIT};
 use super::recovery::complete_totals;
+use super::watching::{Watching, Work};
 use crate::endpoint::{EndpointId, Selector};
 use crate::history::closed_periods;
 use crate::history::creation::Creation;
@@ -127,6 +128,22 @@ impl Handle {
         }
     }
 
+    /// Has something decided and recorded, from a thread of its own that waits while the queue or the disk is full; `false` when the engine is gone.
+    #[must_use]
+    pub fn decide_from_thread(&self, command: &Command) -> bool {
+        loop {
+            let (reply, answer) = oneshot::channel();
+            if self.inputs.send(Input::Decide(command.clone(), reply)).is_err() {
+                return false;
+            }
+            if answer.blocking_recv().is_ok() {
+                return true;
+            }
+            // There was no room on the disk, or the engine is gone, which the next try tells.
+            std::thread::sleep(NO_ROOM_WAIT);
+        }
+    }
+
     /// Has somebody look at the state.
     ///
     /// # Errors
@@ -180,6 +197,8 @@ pub struct Engine {
     uncounted: Vec<EndpointId>,
     /// What is decided before anything else is taken in, as soon as there is room for it.
     first: VecDeque<Command>,
+    /// Ends after `inputs`, on which it may wait.
+    watching: Watching,
 }
 
 /// Makes an engine and the way to it; [`Engine::run`] is to be given a thread.
@@ -206,7 +225,9 @@ pub fn engine(
     let (sender, inputs) = sync_channel(waiting_max + BESIDE_MAX);
     let (reader, data_dir) = (keeper.reader(), keeper.data_dir.clone());
     let uncounted = keeper.waiting.as_mut().map(|w| std::mem::take(&mut w.uncounted)).unwrap_or_default();
-    let history = HistoryWriter::start(keeper, &machine)?;
+    let written_to = keeper.written(&machine).1;
+    let watching = Watching::start(&machine, written_to, &data_dir, &keeper.index, Handle { inputs: sender.clone() })?;
+    let history = HistoryWriter::start(keeper, &machine, watching.sender())?;
     let engine = Engine {
         machine,
         log,
@@ -228,6 +249,7 @@ pub fn engine(
         no_room_since: None,
         uncounted,
         first: VecDeque::new(),
+        watching,
     };
     Ok((engine, Handle { inputs: sender }))
 }
@@ -483,6 +505,8 @@ impl Engine {
         if !delta.endpoints.is_empty() {
             self.known.add(self.machine.catalogue.numbered_from(first_new));
             self.known.add_critical(self.machine.critical_from(first_new));
+            let new = delta.endpoints.iter().map(|entry| (Arc::clone(&entry.key), self.machine.is_critical(entry)));
+            self.watching.tell(Work::Endpoints(new.collect()));
         }
         keep_said(&self.history.index, position, delta, &effects)?;
         let frame = Frame::of(position, delta, &effects);
@@ -493,6 +517,11 @@ impl Engine {
             self.known.set_critical(critical_of(self.machine.judge.promises()), self.machine.critical_from(EndpointId(0)));
         }
         for record in &delta.records {
+            match record {
+                Record::Marked(marker) => self.watching.tell(Work::Marked(marker.clone())),
+                Record::Configured { .. } => self.watching.tell(Work::Configured(Arc::clone(self.machine.judge.promises()))),
+                _ => {}
+            }
             if let Record::SlotClosed(SlotClosed { notifications, .. }) | Record::Configured { notifications, .. } = record
                 && !notifications.is_empty()
             {

@@ -1,5 +1,5 @@
 //! Where the machine meets the world: [`serve`] runs a server, [`live`] its engine, [`disk`] what is on disk beside the log, [`recovery`] the way back from it at a start, [`replay`] the virtual clock over
-//! recordings, [`clock`] the real one, [`memory`] what there is of it, [`tasks`] what runs beside.
+//! recordings, [`watching`] the thread of the detectors, [`clock`] the real one, [`memory`] what there is of it, [`tasks`] what runs beside.
 
 pub mod clock;
 mod connection;
@@ -14,3 +14,4 @@ pub mod replay;
 pub mod serve;
 pub mod tasks;
 pub mod verify;
+pub mod watching;

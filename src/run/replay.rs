@@ -5,8 +5,10 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::recording;
+use crate::detect::fleet::{self, Fleet};
 use crate::endpoint::{EndpointId, EndpointKey, PathTemplates};
 use crate::history::catalogue::Limits;
 use crate::incident::{Event, Marker, Transition};
@@ -73,6 +75,9 @@ pub struct Said {
 /// A replay under way.
 pub struct Replay<'a, W: Write> {
     machine: Machine,
+    fleet: Fleet,
+    /// What the detectors found is in the recording, as long as it is not to be judged by other promises.
+    finds_itself: bool,
     admission: Admission<'a>,
     known: &'a KnownEndpoints,
     markers: std::vec::IntoIter<Marker>,
@@ -109,8 +114,11 @@ impl<'a, W: Write> Replay<'a, W> {
         let own_promises = promises.is_some();
         let mut markers = markers.into_iter();
         let next_marker = markers.next();
+        let machine = Machine::judging_alone(promises.unwrap_or_else(|| Promises::none(judge_after_ms)), limits);
         Self {
-            machine: Machine::judging_alone(promises.unwrap_or_else(|| Promises::none(judge_after_ms)), limits),
+            fleet: Fleet::new(Arc::clone(machine.judge.promises())),
+            finds_itself: true,
+            machine,
             admission: Admission::new(templates, known, TimeLimits { now: Timestamp(0), past_ms: PAST_MS, future_ms: TIMESTAMP_MS_MAX }),
             known,
             markers,
@@ -284,12 +292,33 @@ impl<'a, W: Write> Replay<'a, W> {
     }
 
     fn close_to(&mut self, target: Slot) -> Result<(), Error> {
-        while let Some(end) = self.machine.next_close(target) {
+        while let Some(due) = self.machine.next_close(target) {
+            if let Some(first) = self.machine.quarters.first().filter(|_| self.finds_itself) {
+                self.fleet.begin(first);
+            }
+            let judged_to = self.machine.judge.judged_to();
+            let cut = self.fleet.next().map(fleet::cut_slot).filter(|cut| judged_to.is_none_or(|judged| *cut > judged));
+            let end = cut.map_or(due, |cut| cut.min(due));
             let delta = self.machine.close(end);
             self.say(&delta)?;
             self.apply(&delta);
+            self.watch(end);
         }
         Ok(())
+    }
+
+    /// Runs the quarters of an hour that are to be run by the end of a slot.
+    fn watch(&mut self, end: Slot) {
+        while let Some(quarter) = self.fleet.next().filter(|quarter| *quarter <= fleet::last_cut(end)) {
+            let found = self.fleet.run(&mut self.machine.quarters);
+            self.machine.quarters.end(quarter);
+            for id in (0..self.machine.catalogue.next_id().0).map(EndpointId) {
+                self.machine.quarters.forget(id, self.fleet.needed_from(id));
+            }
+            if !found.is_empty() {
+                self.apply(&Record::Found { quarter, found }.into());
+            }
+        }
     }
 
     fn apply(&mut self, delta: &Delta) {
@@ -297,6 +326,16 @@ impl<'a, W: Write> Replay<'a, W> {
         self.machine.apply(self.machine.position.next(), delta);
         if !delta.endpoints.is_empty() {
             self.known.add(self.machine.catalogue.numbered_from(first));
+            for entry in &delta.endpoints {
+                self.fleet.add(Arc::clone(&entry.key), self.machine.is_critical(entry));
+            }
+        }
+        for record in &delta.records {
+            match record {
+                Record::Marked(marker) => self.fleet.mark(marker.clone()),
+                Record::Configured { .. } => self.fleet.configure(Arc::clone(self.machine.judge.promises())),
+                _ => {}
+            }
         }
     }
 
@@ -319,6 +358,10 @@ impl<'a, W: Write> Replay<'a, W> {
 
     /// Takes a recorded frame: its counts as they are, its decisions made anew.
     fn frame(&mut self, delta: &Delta) -> Result<(), Error> {
+        if !self.own_promises {
+            self.finds_itself = false;
+            self.machine.quarters.end(i64::MAX - 1);
+        }
         let mut taken = Delta { records: Vec::new(), ..delta.clone() };
         for record in &delta.records {
             match record {
@@ -340,6 +383,7 @@ impl<'a, W: Write> Replay<'a, W> {
                 }
                 // A receipt is about what was sent, not about what is decided here.
                 Record::Delivered { .. } => {}
+                Record::Found { .. } if self.finds_itself => {}
                 other => taken.records.push(other.clone()),
             }
         }

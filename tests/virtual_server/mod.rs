@@ -95,6 +95,18 @@ impl Server {
         }
     }
 
+    /// Waits until the detectors have run a quarter of an hour.
+    pub fn wait_for_watching(&self, quarter: i64) {
+        for _ in 0..20_000 {
+            let watched_to = self.runtime.block_on(self.handle.look(|machine, _| machine.judge.watched_to())).unwrap();
+            if watched_to >= Some(quarter) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        panic!("the quarter {quarter} was not run");
+    }
+
     /// Sends NDJSON; all of it is taken.
     pub fn send(&self, body: &str) {
         let templates = PathTemplates::default();

@@ -1,0 +1,557 @@
+//! All endpoints under watch: each quarter of an hour is run through their detectors, and what they find is put together into what is said.
+//!
+//! A quarter is run a minute after its end ([`cut_slot`]), so that senders who report once a minute are in it, and said a minute later ([`due_slot`]), so that a
+//! live server with very many endpoints has the time for it. Both are slots, not moments, so a replay says the same.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Finding;
+use super::budget::Thresholds;
+use super::flow::Flow;
+use super::forecast::Forecast;
+use super::quarters::{DAY_QUARTERS, Past, QUARTER_SLOTS, quarter_of};
+use super::reference::{Hour, Residuals};
+use super::told;
+use super::watch::{Watch, hours_of, is_slow_run};
+use crate::endpoint::{EndpointId, EndpointKey, OVERFLOW_ROUTE};
+use crate::histogram::Histogram;
+use crate::incident::{Breach, Change, Class, Found, Kind, Marker, Stage};
+use crate::judge::Promises;
+use crate::objective::{Goal, PPB};
+use crate::time::{SLOT_MS, Slot, Timestamp};
+
+/// Milliseconds after its end until a quarter is run: what comes later is too late for it.
+pub const CUT_MS: i64 = CUT_SLOTS * SLOT_MS;
+/// Slots after its end until it is run, and until what it found is said.
+const CUT_SLOTS: i64 = 6;
+const DUE_SLOTS: i64 = 12;
+
+/// So many endpoints of a service, and this share of those that have requests enough to tell, make one incident of the service.
+const TOGETHER_MIN: usize = 3;
+const TOGETHER_SHARE: f32 = 0.5;
+/// They are found within this time, in quarters of an hour.
+const TOGETHER_WITHIN: i64 = 96;
+/// An endpoint that was not found by itself is counted in from this share of the others' change.
+const TOGETHER_CHANGE: f32 = 0.5;
+/// The share of them that is back when it is over.
+const TOGETHER_BACK: f32 = 0.7;
+/// Endpoints whose past is read at a time.
+const CHUNK: usize = 256;
+/// Markers that are remembered.
+const MARKERS_MAX: usize = 200;
+/// A change so long after a marker, or a little before it, may be its doing.
+const MARKER_AFTER_MS: i64 = 24 * 3_600_000;
+const MARKER_BEFORE_MS: i64 = 30 * 60_000;
+
+/// The slot with whose end a quarter is run.
+#[must_use]
+pub fn cut_slot(quarter: i64) -> Slot {
+    slot_after(quarter, CUT_SLOTS)
+}
+
+/// The slot with whose end its findings are said.
+#[must_use]
+pub fn due_slot(quarter: i64) -> Slot {
+    slot_after(quarter, DUE_SLOTS)
+}
+
+fn slot_after(quarter: i64, slots: i64) -> Slot {
+    Slot(u32::try_from((quarter + 1) * QUARTER_SLOTS + slots - 1).unwrap_or(u32::MAX))
+}
+
+/// The last quarter that is to be run by the end of a slot.
+#[must_use]
+pub fn last_cut(end: Slot) -> i64 {
+    (i64::from(end.0) + 1 - CUT_SLOTS).div_euclid(QUARTER_SLOTS) - 1
+}
+
+/// An endpoint of the fleet.
+#[derive(Debug)]
+struct Member {
+    key: Arc<EndpointKey>,
+    critical: bool,
+    /// What its latency promises: the limit in milliseconds, the share within it, and its name.
+    limits: Vec<(f32, f32, String)>,
+    /// The flows that it is an end of, by their place in the configuration: work goes in, or comes out.
+    ends: Vec<(usize, Way)>,
+    watch: Watch,
+}
+
+/// The two ends of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    In = 0,
+    Out = 1,
+}
+
+/// What went through a flow of one environment in a quarter: work in and out, and the endpoint where it comes out.
+type Work = BTreeMap<(usize, String), ([u64; 2], Option<Arc<EndpointKey>>)>;
+
+/// A flow of one environment, between all endpoints that match.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Stream {
+    name: String,
+    env: String,
+    flow: Flow,
+    /// Since when something is missing.
+    missing_since: Option<i64>,
+}
+
+/// Endpoints of a service that changed together.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Together {
+    since: i64,
+    members: BTreeSet<EndpointId>,
+    change: Change,
+}
+
+/// What of a fleet is kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Kept {
+    /// The quarter that comes next.
+    next: Option<i64>,
+    watches: Vec<Watch>,
+    streams: Vec<Stream>,
+    recent: VecDeque<(i64, EndpointId)>,
+    together: BTreeMap<(String, String), Together>,
+}
+
+/// All endpoints under watch.
+#[derive(Debug)]
+pub struct Fleet {
+    promises: Arc<Promises>,
+    /// For endpoints that are critical, and others.
+    thresholds: [Thresholds; 2],
+    members: Vec<Member>,
+    kept: Kept,
+    /// In the order of time.
+    markers: VecDeque<Marker>,
+    scratch: Residuals,
+}
+
+impl Fleet {
+    /// An empty one.
+    #[must_use]
+    pub fn new(promises: Arc<Promises>) -> Self {
+        let mut fleet = Self {
+            promises,
+            thresholds: [Thresholds::never(); 2],
+            members: Vec::new(),
+            kept: Kept::default(),
+            markers: VecDeque::new(),
+            scratch: Residuals::new(),
+        };
+        fleet.set_thresholds();
+        fleet
+    }
+
+    /// Goes on where one was kept. Its endpoints are added first, in the order of their numbers.
+    pub fn restore(&mut self, mut kept: Kept) {
+        for (member, watch) in self.members.iter_mut().zip(std::mem::take(&mut kept.watches)) {
+            member.watch = watch;
+        }
+        self.kept = kept;
+    }
+
+    /// What is to be kept of it.
+    #[must_use]
+    pub fn keep(&self) -> Kept {
+        Kept {
+            next: self.kept.next,
+            watches: self.members.iter().map(|m| m.watch.clone()).collect(),
+            streams: self.kept.streams.clone(),
+            recent: self.kept.recent.clone(),
+            together: self.kept.together.clone(),
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a share")]
+    fn set_thresholds(&mut self) {
+        self.thresholds = [true, false].map(|critical| Thresholds::of(self.promises.false_alarms as f32, critical));
+    }
+
+    /// Takes over what is owed from here on.
+    pub fn configure(&mut self, promises: Arc<Promises>) {
+        self.promises = promises;
+        self.set_thresholds();
+        for member in &mut self.members {
+            member.limits = limits_of(&member.key, &self.promises);
+            member.ends = ends_of(&member.key, &self.promises);
+            member.critical |= self.promises.is_critical(&member.key);
+        }
+        let flows = &self.promises.flows;
+        self.kept.streams.retain(|s| flows.iter().any(|f| f.name == s.name));
+    }
+
+    /// Learns of an endpoint; numbers come dense and ascending.
+    pub fn add(&mut self, key: Arc<EndpointKey>, critical: bool) {
+        let (limits, ends) = (limits_of(&key, &self.promises), ends_of(&key, &self.promises));
+        self.members.push(Member { key, critical, limits, ends, watch: Watch::default() });
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// The watch of an endpoint.
+    #[must_use]
+    pub fn watch(&self, id: EndpointId) -> Option<&Watch> {
+        self.members.get(id.0 as usize).map(|m| &m.watch)
+    }
+
+    /// The quarter that is to be run next, once there was one.
+    #[must_use]
+    pub fn next(&self) -> Option<i64> {
+        self.kept.next
+    }
+
+    /// Begins with a quarter.
+    pub fn begin(&mut self, quarter: i64) {
+        self.kept.next.get_or_insert(quarter);
+    }
+
+    /// The markers there were, in place of those that are known.
+    pub fn set_markers(&mut self, mut markers: Vec<Marker>) {
+        markers.sort_by_key(|m| m.ts);
+        self.markers = markers.split_off(markers.len().saturating_sub(MARKERS_MAX)).into();
+    }
+
+    /// Something changed in the world. What is told too late for its quarter names changes, and is not judged.
+    pub fn mark(&mut self, marker: Marker) {
+        if self.markers.len() == MARKERS_MAX {
+            self.markers.pop_front();
+        }
+        let later = self.markers.iter().take_while(|m| m.ts <= marker.ts).count();
+        self.markers.insert(later, marker);
+    }
+
+    /// From which quarter on an endpoint's past is needed: of all until it is learnt, of the last day after that.
+    #[must_use]
+    pub fn needed_from(&self, id: EndpointId) -> i64 {
+        let day = self.kept.next.unwrap_or(i64::MAX) - DAY_QUARTERS;
+        let unlearnt = self.members.get(id.0 as usize).filter(|m| m.watch.learns_at().is_some()).and_then(|m| m.watch.first_hour());
+        unlearnt.map_or(day, |hour| day.min(hour * 4))
+    }
+
+    /// Runs the next quarter: what is found, in the order of the endpoints' keys. `past` has it and those before it.
+    pub fn run(&mut self, past: &mut impl Past) -> Vec<Found> {
+        let Some(quarter) = self.kept.next else { return Vec::new() };
+        self.kept.next = Some(quarter + 1);
+        let marked: Vec<String> = self.markers.iter().filter(|m| quarter_of(Slot::containing(m.ts)) == quarter).map(|m| m.service.clone()).collect();
+        let (mut news, mut said) = (Vec::new(), Vec::new());
+        let (mut work, ids) = (Work::new(), (0..).map(EndpointId).take(self.members.len()).collect::<Vec<_>>());
+        for chunk in ids.chunks(CHUNK) {
+            let needed = chunk.iter().map(|id| self.needed(*id, quarter)).min().unwrap_or(quarter);
+            past.prepare(chunk[0].0..chunk[chunk.len() - 1].0 + 1, needed, quarter + 1);
+            for id in chunk {
+                self.run_one(*id, quarter, &marked, past, &mut news, &mut said);
+                let member = &self.members[id.0 as usize];
+                for (flow, way) in &member.ends {
+                    let (through, end) = work.entry((*flow, member.key.env.clone())).or_default();
+                    through[*way as usize] += past.quarter(*id, quarter).map_or(0, Histogram::count);
+                    if *way == Way::Out {
+                        end.get_or_insert_with(|| Arc::clone(&member.key));
+                    }
+                }
+            }
+        }
+        self.put_together(quarter, news, &mut said);
+        self.run_streams(quarter, work, &mut said);
+        said.sort_by(|a, b| (&a.endpoint, a.kind).cmp(&(&b.endpoint, b.kind)));
+        said
+    }
+
+    /// From which quarter on the past of an endpoint is read when this one is run.
+    fn needed(&self, id: EndpointId, quarter: i64) -> i64 {
+        let watch = &self.members[id.0 as usize].watch;
+        let day = quarter + 1 - DAY_QUARTERS;
+        match (watch.learns_at(), watch.first_hour()) {
+            (Some(hour), Some(first)) if hour * 4 <= quarter => day.min(first * 4),
+            _ if is_slow_run(quarter) && watch.reference().is_some() => day,
+            _ => quarter,
+        }
+    }
+
+    /// One endpoint: news of its latency go to `news`, everything else that is to be said to `said`.
+    fn run_one(&mut self, id: EndpointId, quarter: i64, marked: &[String], past: &mut impl Past, news: &mut Vec<(EndpointId, Finding)>, said: &mut Vec<Found>) {
+        let member = &mut self.members[id.0 as usize];
+        if member.key.route == OVERFLOW_ROUTE {
+            // What stands for many is none.
+            return;
+        }
+        let (watch, thresholds) = (&mut member.watch, &self.thresholds[usize::from(!member.critical)]);
+        if let Some(first) = watch.first_hour().filter(|_| watch.learns_at().is_some_and(|hour| hour * 4 <= quarter)) {
+            let quarters = past.quarters(id, first * 4, quarter);
+            watch.learn(first * 4, &quarters);
+        }
+        if marked.iter().any(|service| service.is_empty() || *service == member.key.service) {
+            watch.marker(quarter);
+        }
+        let empty = Histogram::default();
+        let mut found = watch.quarter(thresholds, quarter, past.quarter(id, quarter).unwrap_or(&empty));
+        let is_slow = is_slow_run(quarter) && watch.reference().is_some();
+        if is_slow {
+            let hours = hours_of(&past.quarters(id, quarter + 1 - DAY_QUARTERS, quarter + 1));
+            let hour = quarter.div_euclid(4);
+            let day: Vec<Hour<'_>> = (hour - 23..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
+            let slow = watch.slow(thresholds, hour, &day, &mut self.scratch);
+            if found[0].is_none() {
+                found[0] = slow;
+            }
+        }
+        let began = watch.has_alarm(Class::Latency);
+        for class in watch.over(quarter) {
+            let kind = if class == Class::Traffic { Kind::Throughput } else { Kind::Step };
+            said.push(of_member(member_of(&member.key, member.critical), quarter, kind, Stage::Over, None, Change::default()));
+        }
+        let watch = &mut member.watch;
+        for finding in found.iter().flatten() {
+            watch.begun(quarter, finding);
+        }
+        if let Some(finding) = found[0] {
+            news.push((id, finding));
+        } else if let Some(began) = watch.alarm_since(Class::Latency).filter(|_| is_slow && began) {
+            let breach = member.forecast(quarter);
+            let shift = member.watch.shift(Class::Latency).unwrap_or(0.0);
+            let change = with_limit(told::level_now(&member.watch, shift, quarter, began), breach.as_ref());
+            said.push(of_member(member_of(&member.key, member.critical), quarter, Kind::Creep, Stage::GoesOn, breach.map(|b| b.0), change));
+        }
+        if let Some(finding) = found[1] {
+            let change = told::change_of(&finding, &member.watch, thresholds, quarter);
+            said.push(of_member(member_of(&member.key, member.critical), quarter, told::kind_of(&finding), Stage::Begun, None, change));
+        }
+    }
+
+    /// Many endpoints of a service that change within a day are one incident; the others are said one by one.
+    fn put_together(&mut self, quarter: i64, news: Vec<(EndpointId, Finding)>, said: &mut Vec<Found>) {
+        while self.kept.recent.front().is_some_and(|(q, _)| *q < quarter - TOGETHER_WITHIN) {
+            self.kept.recent.pop_front();
+        }
+        self.kept.recent.extend(news.iter().map(|(id, _)| (quarter, *id)));
+        self.end_together(quarter, said);
+        let mut services: BTreeMap<(String, String), Vec<(EndpointId, Finding)>> = BTreeMap::new();
+        for (id, finding) in news {
+            let key = &self.members[id.0 as usize].key;
+            services.entry((key.service.clone(), key.env.clone())).or_default().push((id, finding));
+        }
+        for (service, found) in services {
+            if let Some(one) = self.of_service(quarter, &service, &found) {
+                said.push(one);
+                continue;
+            }
+            for (id, finding) in found {
+                said.push(self.of_endpoint(quarter, id, &finding));
+            }
+        }
+    }
+
+    /// One finding of one endpoint.
+    fn of_endpoint(&self, quarter: i64, id: EndpointId, finding: &Finding) -> Found {
+        let member = &self.members[id.0 as usize];
+        let mut change = told::change_of(finding, &member.watch, &self.thresholds[usize::from(!member.critical)], quarter);
+        change.marker = self.marker_of(&member.key.service, change.since);
+        let breach = if is_slow_run(quarter) { member.forecast(quarter) } else { None };
+        let change = with_limit(change, breach.as_ref());
+        of_member(member_of(&member.key, member.critical), quarter, told::kind_of(finding), Stage::Begun, breach.map(|b| b.0), change)
+    }
+
+    /// What a service's endpoints have in common, if enough of them have changed.
+    #[expect(clippy::cast_precision_loss, reason = "endpoints")]
+    fn of_service(&mut self, quarter: i64, service: &(String, String), found: &[(EndpointId, Finding)]) -> Option<Found> {
+        let in_service = |id: EndpointId| {
+            let key = &self.members[id.0 as usize].key;
+            (&key.service, &key.env) == (&service.0, &service.1)
+        };
+        let sizes = || found.iter().filter_map(|(id, f)| Some((size_of(f)?, *id, f)));
+        let mut sorted: Vec<_> = sizes().collect();
+        sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (change, id, first) = *sorted.get(sorted.len() / 2)?;
+        let quarters = window_of(first);
+        let watched: Vec<EndpointId> = (0..).map(EndpointId).take(self.members.len()).filter(|id| in_service(*id)).collect();
+        let changes = watched.iter().filter_map(|id| Some((*id, self.members[id.0 as usize].watch.change_over(quarters)?)));
+        let changes: Vec<(EndpointId, f32)> = changes.collect();
+        let mut members: BTreeSet<EndpointId> = self.kept.recent.iter().map(|r| r.1).filter(|id| in_service(*id)).collect();
+        // Those too quiet to be found by themselves, as far as they went the same way.
+        members.extend(changes.iter().filter(|(_, c)| *c >= TOGETHER_CHANGE * change).map(|(id, _)| *id));
+        let known = self.kept.together.get(service).filter(|t| quarter - t.since <= TOGETHER_WITHIN);
+        if known.is_none() && (members.len() < TOGETHER_MIN || (members.len() as f32) < TOGETHER_SHARE * changes.len() as f32) {
+            return None;
+        }
+        let stage = if known.is_some() { Stage::GoesOn } else { Stage::Begun };
+        if let Some(known) = known {
+            members.extend(known.members.iter().copied());
+        }
+        let critical = members.iter().any(|id| self.members[id.0 as usize].critical);
+        let of_one = self.of_endpoint(quarter, id, first).change;
+        let requests = members.iter().map(|id| self.members[id.0 as usize].watch.requests_over(quarters)).sum();
+        let names = members.iter().map(|id| {
+            let key = &self.members[id.0 as usize].key;
+            if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) }
+        });
+        let since = known.map_or(of_one.since, |t| t.change.since);
+        let change = Change {
+            since,
+            requests,
+            marker: self.marker_of(&service.0, since),
+            endpoints: names.collect::<BTreeSet<_>>().into_iter().collect(),
+            endpoints_watched: u32::try_from(watched.len()).ok(),
+            level_ms: None,
+            level_before_ms: None,
+            p95_ms: None,
+            limit: None,
+            ..of_one
+        };
+        let together = Together { since: known.map_or(quarter, |t| t.since), members, change: change.clone() };
+        self.kept.together.insert(service.clone(), together);
+        let kind = self.members[id.0 as usize].key.kind.clone();
+        Some(of_member((service_key(service, kind), critical), quarter, Kind::Step, stage, None, change))
+    }
+
+    /// Says which services are as before.
+    #[expect(clippy::cast_precision_loss, reason = "endpoints")]
+    fn end_together(&mut self, quarter: i64, said: &mut Vec<Found>) {
+        let members = &self.members;
+        self.kept.together.retain(|service, together| {
+            let back = together.members.iter().filter(|id| !members[id.0 as usize].watch.has_alarm(Class::Latency)).count();
+            // Those that were only counted in have no alarm of their own.
+            let is_over = quarter - together.since >= TOGETHER_WITHIN && back as f32 >= TOGETHER_BACK * together.members.len() as f32;
+            if is_over {
+                let kind = together.members.first().map_or_else(String::new, |id| members[id.0 as usize].key.kind.clone());
+                let critical = together.members.iter().any(|id| members[id.0 as usize].critical);
+                said.push(of_member((service_key(service, kind), critical), quarter, Kind::Step, Stage::Over, None, together.change.clone()));
+            }
+            !is_over
+        });
+    }
+
+    /// The last marker of a service that a change may come from.
+    fn marker_of(&self, service: &str, since: Timestamp) -> Option<String> {
+        let near = |m: &&Marker| (since.plus_ms(-MARKER_AFTER_MS)..=since.plus_ms(MARKER_BEFORE_MS)).contains(&m.ts);
+        let marker = self.markers.iter().rev().filter(near).find(|m| m.service.is_empty() || m.service == service)?;
+        let name = [marker.title.as_str(), marker.version.as_str()].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join(" ");
+        Some(if name.is_empty() { format!("the marker of {}", marker.ts) } else { name })
+    }
+
+    /// Work in against work out, of each environment by itself.
+    fn run_streams(&mut self, quarter: i64, work: Work, said: &mut Vec<Found>) {
+        let promises = Arc::clone(&self.promises);
+        let threshold = self.thresholds[1].flow;
+        for ((flow, env), ([work_in, work_out], end)) in work {
+            let owed = &promises.flows[flow];
+            #[expect(clippy::cast_precision_loss, reason = "a share")]
+            let declared = owed.ratio_ppb.map(|ppb| ppb as f32 / PPB as f32);
+            let at = self.kept.streams.iter().position(|s| s.name == owed.name && s.env == env).unwrap_or_else(|| {
+                self.kept.streams.push(Stream { name: owed.name.clone(), env: env.clone(), flow: Flow::default(), missing_since: None });
+                self.kept.streams.len() - 1
+            });
+            let stream = &mut self.kept.streams[at];
+            let missing = stream.flow.quarter(quarter, work_in, work_out, declared, threshold);
+            // Somebody wrote it into the configuration: it matters.
+            let subject = (end.map_or_else(|| selected(&owed.to, &env), |key| (*key).clone()), true);
+            if let Some(missing) = missing {
+                stream.missing_since.get_or_insert(quarter);
+                let change = told::change_of_flow(&owed.name, &missing, threshold, quarter);
+                said.push(of_member(subject, quarter, Kind::Flow, Stage::Begun, None, change));
+            } else if let Some(since) = stream.missing_since {
+                let quarters = usize::try_from(quarter - since).unwrap_or(0).min(16);
+                if quarters >= 4 && stream.flow.is_whole(quarters, declared) == Some(true) {
+                    stream.missing_since = None;
+                    let change = Change { name: Some(owed.name.clone()), ..Change::default() };
+                    said.push(of_member(subject, quarter, Kind::Flow, Stage::Over, None, change));
+                }
+            }
+        }
+    }
+}
+
+impl Member {
+    /// When the first of its promises will be broken, and which, if a date can be given.
+    #[expect(clippy::cast_possible_truncation, reason = "days ahead")]
+    fn forecast(&self, quarter: i64) -> Option<(Breach, Forecast, &str)> {
+        if !self.watch.memory().is_rising() {
+            return None;
+        }
+        let forecasts = self.limits.iter().filter_map(|(limit_ms, target, name)| Some((self.watch.forecast_of(*limit_ms, *target)?, name)));
+        let (forecast, name) = forecasts.filter(|f| f.0.has_date()).min_by(|a, b| a.0.days.total_cmp(&b.0.days))?;
+        let day = |days: f32| told::end_of(quarter).plus_ms((f64::from(days) * 86_400_000.0) as i64);
+        Some((Breach { at: day(forecast.days), from: day(forecast.from), to: day(forecast.to) }, forecast, name))
+    }
+}
+
+fn member_of(key: &EndpointKey, critical: bool) -> (EndpointKey, bool) {
+    (key.clone(), critical)
+}
+
+fn of_member((endpoint, critical): (EndpointKey, bool), quarter: i64, kind: Kind, stage: Stage, breach: Option<Breach>, change: Change) -> Found {
+    Found { due: due_slot(quarter), endpoint, critical, kind, stage, breach, change }
+}
+
+fn service_key(service: &(String, String), kind: String) -> EndpointKey {
+    EndpointKey { service: service.0.clone(), env: service.1.clone(), kind, method: String::new(), route: String::new() }
+}
+
+/// What a selector names, where nothing has matched it yet.
+fn selected(selector: &crate::endpoint::Selector, env: &str) -> EndpointKey {
+    let text = |part: &Option<String>| part.clone().unwrap_or_default();
+    EndpointKey {
+        service: selector.service.clone(),
+        env: env.to_owned(),
+        kind: text(&selector.kind),
+        method: text(&selector.method),
+        route: selector.route.clone(),
+    }
+}
+
+fn with_limit(change: Change, breach: Option<&(Breach, Forecast, &str)>) -> Change {
+    let Some((_, forecast, name)) = breach else { return change };
+    let curve = serde_json::to_value(forecast.curve).ok().and_then(|v| v.as_str().map(str::to_owned));
+    Change { limit: Some((*name).to_owned()), curve, ..change }
+}
+
+/// By how much a level changed.
+fn size_of(finding: &Finding) -> Option<f32> {
+    match finding {
+        Finding::Level(f) => Some(f.change),
+        Finding::Step(f) => Some(f.change),
+        Finding::Marked(f) => Some(f.change),
+        Finding::Tail(_) | Finding::Collapse(_) | Finding::Unfinished(_) => None,
+    }
+}
+
+/// Quarters of an hour that show it, a day at most.
+fn window_of(finding: &Finding) -> usize {
+    match finding {
+        Finding::Step(f) => f.quarters,
+        Finding::Marked(f) => usize::try_from(f.hours * 4).unwrap_or(96),
+        _ => 96,
+    }
+}
+
+fn ends_of(key: &EndpointKey, promises: &Promises) -> Vec<(usize, Way)> {
+    let ends = promises.flows.iter().enumerate().flat_map(|(at, flow)| [(at, Way::In, &flow.from), (at, Way::Out, &flow.to)]);
+    ends.filter(|(_, _, selector)| selector.matches(key)).map(|(at, way, _)| (at, way)).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "limits and shares")]
+fn limits_of(key: &EndpointKey, promises: &Promises) -> Vec<(f32, f32, String)> {
+    let goals = promises.of(key).flat_map(|owed| &owed.promises);
+    let limit = |us: u64, ppb: u64, goal: Goal| (us as f32 / 1000.0, ppb as f32 / PPB as f32, goal.name());
+    goals
+        .filter_map(|p| match p.goal {
+            Goal::Latency { threshold_us } => Some(limit(threshold_us, p.target_ppb, p.goal)),
+            Goal::Quantile { threshold_us, quantile_ppb } => Some(limit(threshold_us, quantile_ppb, p.goal)),
+            Goal::Availability => None,
+        })
+        .collect()
+}

@@ -1,0 +1,97 @@
+//! What is said of the detectors' findings: which open an incident, which tell how one goes on, which end it. An endpoint has one open incident of each class.
+
+use super::Promises;
+use crate::incident::{Breach, Change, Event, Evidence, Found, Grounds, Incident, Stage, State, Transition, change_text, incident_id};
+use crate::objective::Severity;
+use crate::time::Timestamp;
+
+/// A breach nearer than this makes a creep on a critical endpoint critical.
+const BREACH_NEAR_MS: i64 = 14 * 86_400_000;
+/// A forecast or a ratio that moved by more than this share is told.
+const MOVED: f64 = 0.2;
+const MOVED_MIN_MS: i64 = 12 * 3_600_000;
+
+/// The open incident that a finding belongs to.
+pub(super) fn open_of<'a>(found: &Found, mut incidents: impl Iterator<Item = &'a Incident>) -> Option<&'a Incident> {
+    incidents.find(|i| {
+        let name = i.evidence.change().map(|c| &c.name);
+        i.kind.class() == found.kind.class()
+            && name == Some(&found.change.name)
+            && (&i.service, &i.env, &i.endpoint_kind) == (&found.endpoint.service, &found.endpoint.env, &found.endpoint.kind)
+            && (&i.method, &i.route) == (&found.endpoint.method, &found.endpoint.route)
+    })
+}
+
+/// What is to be said of a finding, if anything.
+pub(super) fn transition(found: &Found, at: Timestamp, open: Option<&Incident>) -> Option<Transition> {
+    let severity = severity(found, at);
+    let event = match (open, found.stage) {
+        (None, Stage::Begun) => Event::Opened,
+        (Some(_), Stage::Over) => Event::Resolved,
+        (Some(open), _) if severity > open.severity => Event::Escalated,
+        (Some(open), _) if severity < open.severity => Event::Deescalated,
+        (Some(_), Stage::Begun) => Event::Updated,
+        (Some(open), Stage::GoesOn) if has_moved(found, open, at) => Event::Updated,
+        _ => return None,
+    };
+    let key = &found.endpoint;
+    let kind = open.map_or(found.kind, |i| i.kind);
+    let name = found.change.name.as_deref().unwrap_or("");
+    Some(Transition {
+        at,
+        event,
+        id: open.map_or_else(|| incident_id(key, kind, name, found.due), |i| i.id.clone()),
+        kind,
+        severity,
+        service: key.service.clone(),
+        env: key.env.clone(),
+        method: key.method.clone(),
+        route: key.route.clone(),
+        summary: change_text::summary(key, kind, event, &found.change, found.breach, open.map_or(0, |i| at.0 - i.opened_at.0)),
+        breach_at: found.breach.map(|b| b.at),
+        breach_from: found.breach.map(|b| b.from),
+        breach_to: found.breach.map(|b| b.to),
+        evidence: Evidence {
+            endpoint_kind: key.kind.clone(),
+            state: if event == Event::Resolved { State::Resolved } else { State::Firing },
+            grounds: Grounds::Change(Box::new(found.change.clone())),
+        },
+    })
+}
+
+/// Missing traffic and work are as bad as they get; slower is a warning until the promise is about to be broken. Only what is critical is more than a warning.
+fn severity(found: &Found, at: Timestamp) -> Severity {
+    use crate::incident::Class;
+    let urgent = match found.kind.class() {
+        Class::Latency => found.breach.is_some_and(|b| b.at.0 - at.0 <= BREACH_NEAR_MS),
+        _ => true,
+    };
+    if found.critical && urgent { Severity::Critical } else { Severity::Warning }
+}
+
+fn has_moved(found: &Found, open: &Incident, at: Timestamp) -> bool {
+    let forecast = match (found.breach, open.breach) {
+        (Some(new), Some(old)) => breach_moved(new, old, at),
+        (new, old) => new.is_some() != old.is_some(),
+    };
+    forecast || open.evidence.change().is_some_and(|old| changed(&found.change, old))
+}
+
+fn breach_moved(new: Breach, old: Breach, at: Timestamp) -> bool {
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a share of a number of days")]
+    let enough = |left_ms: i64| ((left_ms.max(0) as f64 * MOVED) as i64).max(MOVED_MIN_MS);
+    let apart = |a: Timestamp, b: Timestamp| (a.0 - b.0).abs();
+    let by = enough(old.at.0 - at.0);
+    apart(new.at, old.at) > by || apart(new.from, old.from) > 2 * by || apart(new.to, old.to) > 2 * by
+}
+
+fn changed(new: &Change, old: &Change) -> bool {
+    let ratio = |c: &Change| c.ratio.unwrap_or(1.0);
+    (ratio(new) / ratio(old)).max(ratio(old) / ratio(new)) > 1.0 + MOVED || new.endpoints.len() > old.endpoints.len()
+}
+
+/// Who is told: whoever is named where the endpoint is configured, else the first receiver.
+pub(super) fn notify_of(found: &crate::endpoint::EndpointKey, promises: &Promises) -> Vec<String> {
+    let configured = promises.of(found).next().map(|owed| owed.notify.clone());
+    configured.unwrap_or_else(|| promises.receivers.first().map(|r| r.name.clone()).into_iter().collect())
+}
