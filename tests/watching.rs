@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     dead_code,
     unreachable_pub,
@@ -68,8 +69,7 @@ fn replayed(text: &str) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
     let (templates, known, mut out) = (PathTemplates::default(), KnownEndpoints::default(), Vec::new());
-    let mut replay =
-        Replay::new(Some(config.promises), 15_000, config.endpoint_limits, &templates, &known, Vec::new(), &mut out, |bad| panic!("{bad:?}"));
+    let mut replay = Replay::new(Some(config.promises), 15_000, config.endpoint_limits, &templates, &known, Vec::new(), &mut out, |bad| panic!("{bad:?}"));
     replay.file(file.path(), |_| ()).unwrap();
     replay.finish(Some(Timestamp(START + DAYS * DAY * QUARTER_MS + 200_000))).unwrap();
     drop(replay);
@@ -100,7 +100,7 @@ fn a_live_run_that_was_killed_twice_finds_what_a_replay_finds() {
         assert_eq!(said, expected, "line {n}");
     }
     assert_eq!(said.lines().count(), expected.lines().count());
-    let opened = |kind: &str| said.lines().filter(|l| l.contains(&format!(r#""event":"opened""#)) && l.contains(&format!(r#""kind":"{kind}""#))).count();
+    let opened = |kind: &str| said.lines().filter(|l| l.contains(r#""event":"opened""#) && l.contains(&format!(r#""kind":"{kind}""#))).count();
     assert_eq!((opened("creep"), opened("silence") + opened("throughput")), (1, 1), "{said}");
     assert!(said.lines().all(|l| l.contains("/orders")), "{said}");
     assert!(dir.path().join("watch/fleet.bin").is_file());

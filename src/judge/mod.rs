@@ -237,6 +237,17 @@ impl Judge {
         &self.incidents
     }
 
+    /// What is not as it was with an endpoint, by itself or with others of its service.
+    pub fn changes_of<'a>(&'a self, key: &'a EndpointKey) -> impl Iterator<Item = crate::incident::Kind> + 'a {
+        let together = if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) };
+        let of_service = self.incidents.values().filter(move |i| (&i.service, &i.env) == (&key.service, &key.env));
+        of_service.filter_map(move |i| {
+            let change = i.evidence.change()?;
+            let own = (&i.method, &i.route, &i.endpoint_kind) == (&key.method, &key.route, &key.kind);
+            (own || change.endpoints.contains(&together)).then_some(i.kind)
+        })
+    }
+
     /// Notifications without a receipt, in the order decided.
     #[must_use]
     pub fn outbox(&self) -> &[Notification] {

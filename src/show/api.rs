@@ -24,7 +24,7 @@ use crate::history::losses;
 use crate::history::query::{self, Taken};
 use crate::history::sum::Sum;
 use crate::history::totals::Sums;
-use crate::incident::{Marker, Silence, derived_id};
+use crate::incident::{Class, Kind, Marker, Silence, derived_id};
 use crate::ingest::http::Refusal;
 use crate::judge::{self, Command, ObjectiveState, Record};
 use crate::log::Position;
@@ -282,9 +282,14 @@ fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {
         ObjectiveState::NoTraffic => 3,
         ObjectiveState::Ok => 4,
     });
+    let changes: Vec<Kind> = machine.catalogue.entry(id).into_iter().flat_map(|entry| machine.judge.changes_of(&entry.key)).collect();
+    let has = |class: Class| changes.iter().any(|kind| kind.class() == class);
     match states.first() {
         _ if machine.judge.judged_to().is_none() => "unknown",
         Some(ObjectiveState::Burning | ObjectiveState::Unverified) => "burning",
+        _ if has(Class::Traffic) || has(Class::Flow) => "starved",
+        _ if changes.contains(&Kind::Creep) => "creeping",
+        _ if has(Class::Latency) => "stepped",
         Some(ObjectiveState::Undecided) => "undecided",
         Some(ObjectiveState::NoTraffic) => "quiet",
         Some(ObjectiveState::Ok) | None => "ok",

@@ -301,11 +301,26 @@ fn of_objectives(scene: &Scene<'_>) -> Vec<MetricFamily> {
         }
     }
     let mut active = Family::new("slowburn_incident_active", "1 for each open incident.", MetricType::GAUGE);
+    let mut trend =
+        Family::new("slowburn_endpoint_trend_ratio_per_day", "Growth of the usual latency of an endpoint that creeps: 0.02 is 2 % a day.", MetricType::GAUGE);
+    let mut breach = Family::new(
+        "slowburn_endpoint_time_to_breach_seconds",
+        "Until an endpoint that creeps breaks the first of its promises, where a date can be given: as likely earlier as later.",
+        MetricType::GAUGE,
+    );
+    let now = machine.judge.judged_to().unwrap_or_default().end();
     for i in machine.judge.incidents().values() {
-        let key =
-            EndpointKey { service: i.service.clone(), env: i.env.clone(), kind: i.endpoint_kind.clone(), method: i.method.clone(), route: i.route.clone() };
+        let key = i.endpoint();
+        if let Some(slope) = i.evidence.change().and_then(|c| c.slope_ratio_per_day) {
+            trend.gauge(labels_of(&key), slope);
+        }
+        if let Some(forecast) = i.breach {
+            #[expect(clippy::cast_precision_loss, reason = "milliseconds of months are far below 2^53")]
+            breach.gauge(labels_of(&key), (forecast.at.0 - now.0).max(0) as f64 / 1000.0);
+        }
         let labels = with(with(labels_of(&key), "incident_kind", i.kind.name()), "severity", i.severity.name());
-        active.gauge(with(labels, "objective", &i.objective), 1.0);
+        let name = i.evidence.change().and_then(|c| c.name.as_deref());
+        active.gauge(with(labels, "objective", name.unwrap_or(&i.objective)), 1.0);
     }
-    vec![left.0, burn.0, target.0, undecided.0, active.0]
+    vec![left.0, burn.0, target.0, undecided.0, active.0, trend.0, breach.0]
 }

@@ -96,6 +96,7 @@ impl Server {
     }
 
     /// Waits until the detectors have run a quarter of an hour.
+    #[allow(dead_code, reason = "one of the tests that share it watches")]
     pub fn wait_for_watching(&self, quarter: i64) {
         for _ in 0..20_000 {
             let watched_to = self.runtime.block_on(self.handle.look(|machine, _| machine.judge.watched_to())).unwrap();
