@@ -7,9 +7,13 @@ use crate::time::Timestamp;
 
 /// A breach nearer than this makes a creep on a critical endpoint critical.
 const BREACH_NEAR_MS: i64 = 14 * 86_400_000;
-/// A forecast or a ratio that moved by more than this share is told.
+/// A ratio that moved by more than this share is told, and a forecast that moved by more than this share of the time left, or half a day.
 const MOVED: f64 = 0.2;
+const MOVED_OF_TIME_LEFT: f64 = 0.1;
 const MOVED_MIN_MS: i64 = 12 * 3_600_000;
+/// What goes on unchanged is told again after so long: a forecast of the next weeks, and anything else.
+const STANDS_MS: i64 = 3 * 86_400_000;
+const GOES_ON_MS: i64 = 7 * 86_400_000;
 
 /// The open incident that a finding belongs to.
 pub(super) fn open_of<'a>(found: &Found, mut incidents: impl Iterator<Item = &'a Incident>) -> Option<&'a Incident> {
@@ -74,12 +78,13 @@ fn has_moved(found: &Found, open: &Incident, at: Timestamp) -> bool {
         (Some(new), Some(old)) => breach_moved(new, old, at),
         (new, old) => new.is_some() != old.is_some(),
     };
-    forecast || open.evidence.change().is_some_and(|old| changed(&found.change, old))
+    let again = if found.breach.is_some_and(|b| b.at.0 - at.0 <= 2 * BREACH_NEAR_MS) { STANDS_MS } else { GOES_ON_MS };
+    forecast || at.0 - open.updated_at.0 >= again || open.evidence.change().is_some_and(|old| changed(&found.change, old))
 }
 
 fn breach_moved(new: Breach, old: Breach, at: Timestamp) -> bool {
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a share of a number of days")]
-    let enough = |left_ms: i64| ((left_ms.max(0) as f64 * MOVED) as i64).max(MOVED_MIN_MS);
+    let enough = |left_ms: i64| ((left_ms.max(0) as f64 * MOVED_OF_TIME_LEFT) as i64).max(MOVED_MIN_MS);
     let apart = |a: Timestamp, b: Timestamp| (a.0 - b.0).abs();
     let by = enough(old.at.0 - at.0);
     apart(new.at, old.at) > by || apart(new.from, old.from) > 2 * by || apart(new.to, old.to) > 2 * by
