@@ -76,7 +76,8 @@ fn severity(found: &Found, at: Timestamp) -> Severity {
 fn has_moved(found: &Found, open: &Incident, at: Timestamp) -> bool {
     let forecast = match (found.breach, open.breach) {
         (Some(new), Some(old)) => breach_moved(new, old, at),
-        (new, old) => new.is_some() != old.is_some(),
+        // A date that can no longer be given is not taken back by a line of its own.
+        (new, old) => new.is_some() && old.is_none(),
     };
     let again = if found.breach.is_some_and(|b| b.at.0 - at.0 <= 2 * BREACH_NEAR_MS) { STANDS_MS } else { GOES_ON_MS };
     forecast || at.0 - open.updated_at.0 >= again || open.evidence.change().is_some_and(|old| changed(&found.change, old))
