@@ -90,7 +90,7 @@ impl Daily {
 
     fn around(&self, at: Timestamp) -> Vec<Timestamp> {
         let today = jiff::Timestamp::from_millisecond(at.0).map_or(DateTime::MIN, |t| self.zone.to_datetime(t)).date();
-        let first = today.yesterday().and_then(|d| d.yesterday()).unwrap_or(today);
+        let first = today.yesterday().and_then(jiff::civil::Date::yesterday).unwrap_or(today);
         // A day may be missing in a zone that moved over the date line.
         let days = first.series(jiff::Span::new().days(1)).take(6);
         days.filter_map(|d| self.zone.to_timestamp(d.at(self.hour, self.minute, 0, 0)).ok()).map(|t| Timestamp(t.as_millisecond())).collect()

@@ -96,7 +96,9 @@ impl Running {
         for entry in running.iter().take(ENTRIES_MAX) {
             said.entry(Place::from(entry)).or_default().push((entry.age_ms, entry.n));
         }
-        said.values_mut().for_each(|v| v.sort_unstable());
+        for ages in said.values_mut() {
+            ages.sort_unstable();
+        }
         let earlier = self.senders.get(sender);
         if earlier.is_some_and(|e| (e.at, &e.said) >= (at, &said)) {
             return;

@@ -120,6 +120,7 @@ impl Tallies {
     }
 
     /// Those in `[from, to)`, in order.
+    #[must_use]
     pub fn range(&self, from: u32, to: u32) -> impl DoubleEndedIterator<Item = (u32, Tally)> {
         self.of.range(from.min(to)..to).map(|(bucket, tally)| (*bucket, *tally))
     }

@@ -301,7 +301,7 @@ impl Passage {
             self.live = None;
             self.advance(now, due);
         }
-        self.verdict(end, by_keys, due, look)
+        self.verdict(end, by_keys, due, &look)
     }
 
     fn tallies(&self, by_keys: bool) -> &Tallies {
@@ -390,7 +390,7 @@ impl Passage {
         true
     }
 
-    fn verdict(&self, end: Slot, by_keys: bool, due: u32, look: Look) -> Verdict {
+    fn verdict(&self, end: Slot, by_keys: bool, due: u32, look: &Look) -> Verdict {
         let tallies = self.tallies(by_keys);
         let since = self.trouble_since();
         let from = since.or(look.since).unwrap_or(due).min(due);
