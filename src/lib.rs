@@ -50,6 +50,8 @@ pub mod history;
 
 pub mod judge;
 
+pub mod works;
+
 pub mod detect;
 
 pub mod machine;
