@@ -192,9 +192,6 @@ fn serve(place: &Where, listen: Option<&str>) -> anyhow::Result<ExitCode> {
     }
     config.check_listener().map_err(Usage)?;
     log_to_stderr();
-    for what in &config.not_judged {
-        tracing::warn!("{what} is accepted, and this version does not judge it");
-    }
     crate::run::serve::serve(&config, place.config.as_deref())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -282,9 +279,6 @@ fn check(path: Option<&Path>) -> anyhow::Result<ExitCode> {
     config.check_listener().map_err(Usage)?;
     let objectives: usize = config.promises.endpoints.iter().map(|e| e.promises.len()).sum();
     println!("the configuration is good: {} endpoints with {objectives} objectives, {} receivers", config.promises.endpoints.len(), config.receivers.len());
-    for what in &config.not_judged {
-        println!("note: {what} is accepted, and this version does not judge it");
-    }
     Ok(ExitCode::SUCCESS)
 }
 

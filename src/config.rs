@@ -12,10 +12,11 @@ use crate::endpoint::Selector;
 use crate::histogram::Digits;
 use crate::history::catalogue::Limits;
 use crate::incident::Channel;
-use crate::judge::{FlowOwed, Owed, Promise, Promises, Receiver};
+use crate::judge::{ExpectedOwed, FlowOwed, Owed, Promise, Promises, Receiver};
 use crate::notify::ReceiverConfig;
 use crate::objective::{BurnWindow, Goal, PPB, Severity, parse_percent_ppb, parse_slots};
 use crate::time::{Slot, parse_duration_us};
+use crate::works::daily::Daily;
 
 /// The reference: every setting with its default.
 pub const DEFAULT_TOML: &str = include_str!("default.toml");
@@ -68,8 +69,6 @@ pub struct Config {
     pub receivers: Vec<ReceiverConfig>,
     /// Who may do what.
     pub tokens: Vec<Token>,
-    /// What is accepted and not judged by this version, for a warning.
-    pub not_judged: Vec<String>,
 }
 
 /// How much memory the process may have.
@@ -259,24 +258,18 @@ struct RawFlow {
     to: Selector,
     within: Option<Millis>,
     ratio: Option<Percent>,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
-    notify: Option<Vec<String>>,
+    notify: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawExpected {
     name: String,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
     endpoint: Selector,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
     count: u64,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
-    by: String,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
+    by: Spanned<String>,
     timezone: Option<String>,
-    #[expect(dead_code, reason = "checked for its shape, judged by the detectors")]
-    notify: Option<Vec<String>>,
+    notify: Option<Vec<Spanned<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -419,8 +412,8 @@ impl Config {
         if let Some(text) = false_alarms {
             promises.false_alarms = read_false_alarms(text.get_ref()).map_err(|e| source.error(text, format!("false_alarms: {e}")))?;
         }
-        promises.flows = raw.flow.iter().map(flow_owed).collect();
-        let not_judged = raw.expected.iter().map(|e| format!("the expectation `{}`", e.name)).collect();
+        promises.flows = raw.flow.iter().map(|f| flow_owed(&source, f, &promises.receivers)).collect::<Result<_, _>>()?;
+        promises.expected = raw.expected.iter().map(|e| expected_owed(&source, e, &promises.receivers)).collect::<Result<_, _>>()?;
         Ok(Self {
             listen,
             data_dir: raw.data_dir.clone().or(default.data_dir.clone()).unwrap_or_default(),
@@ -447,7 +440,6 @@ impl Config {
             promises,
             tokens: tokens(&source, &raw)?,
             receivers,
-            not_judged,
         })
     }
 
@@ -463,14 +455,38 @@ impl Config {
     }
 }
 
-fn flow_owed(flow: &RawFlow) -> FlowOwed {
-    FlowOwed {
+fn flow_owed(source: &Source<'_>, flow: &RawFlow, receivers: &[Receiver]) -> Result<FlowOwed, Error> {
+    Ok(FlowOwed {
         name: flow.name.clone(),
         from: flow.from.clone(),
         to: flow.to.clone(),
         within_ms: flow.within.as_ref().map(|w| w.0),
         ratio_ppb: flow.ratio.as_ref().map(|r| r.0),
+        notify: flow.notify.as_ref().map(|names| named_receivers(source, names, receivers)).transpose()?,
+    })
+}
+
+fn expected_owed(source: &Source<'_>, expected: &RawExpected, receivers: &[Receiver]) -> Result<ExpectedOwed, Error> {
+    let timezone = expected.timezone.clone().unwrap_or_else(|| "UTC".to_owned());
+    Daily::parse(expected.by.get_ref(), &timezone).map_err(|e| source.error(&expected.by, format!("expected `{}`: {e}", expected.name)))?;
+    Ok(ExpectedOwed {
+        name: expected.name.clone(),
+        endpoint: expected.endpoint.clone(),
+        count: expected.count,
+        by: expected.by.get_ref().clone(),
+        timezone,
+        notify: expected.notify.as_ref().map(|names| named_receivers(source, names, receivers)).transpose()?,
+    })
+}
+
+fn named_receivers(source: &Source<'_>, names: &[Spanned<String>], receivers: &[Receiver]) -> Result<Vec<String>, Error> {
+    for name in names {
+        if !receivers.iter().any(|r| r.name == *name.get_ref()) {
+            let known: Vec<&str> = receivers.iter().map(|r| r.name.as_str()).collect();
+            return Err(source.error(name, format!("notify: no receiver is named `{}`; there are: {}", name.get_ref(), known.join(", "))));
+        }
     }
+    Ok(names.iter().map(|n| n.get_ref().clone()).collect())
 }
 
 /// The least and the most false alarms that can be asked for: beyond, nothing was measured.
@@ -559,15 +575,7 @@ fn owed(source: &Source<'_>, raw: &RawEndpoint, windows: &[BurnWindow], receiver
     debug_assert!(promises.iter().all(|p| p.target_ppb < PPB));
     let notify = match &raw.notify {
         None => receivers.first().map(|r| r.name.clone()).into_iter().collect(),
-        Some(names) => {
-            for name in names {
-                if !receivers.iter().any(|r| r.name == *name.get_ref()) {
-                    let known: Vec<&str> = receivers.iter().map(|r| r.name.as_str()).collect();
-                    return Err(source.error(name, format!("notify: no receiver is named `{}`; there are: {}", name.get_ref(), known.join(", "))));
-                }
-            }
-            names.iter().map(|n| n.get_ref().clone()).collect()
-        }
+        Some(names) => named_receivers(source, names, receivers)?,
     };
     let selector = Selector {
         service: raw.service.get_ref().clone(),
@@ -638,7 +646,7 @@ severity = "critical"
         assert!(owed.critical);
         assert_eq!(owed.promises.iter().map(|p| p.goal.name()).collect::<Vec<_>>(), ["latency<=800ms", "availability"]);
         assert_eq!(owed.promises[0].windows[0].factor_milli, 14_400);
-        assert_eq!(config.not_judged.len(), 1);
+        assert_eq!((config.promises.expected[0].count, config.promises.expected[0].timezone.as_str()), (400, "America/Chicago"));
         assert_eq!(config.promises.flows[0].within_ms, Some(60_000));
         assert!((config.promises.false_alarms - 0.01).abs() < 1e-12);
     }

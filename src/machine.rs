@@ -30,6 +30,7 @@ use crate::ingest::{Batch, Detail, Fate, Fates, InFlight, Item, Whose};
 use crate::judge::{self, Judge, Promises, Record};
 use crate::log::record::{Frame, Kind, Position, Section};
 use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
+use crate::works::promised::Promised;
 
 /// Recent latency is that of the last minute judged and of what came since.
 const RECENT_SLOTS: u32 = 6;
@@ -237,6 +238,8 @@ pub struct Machine {
     gathered: Gathered,
     /// Nothing but the judge's sums and the detectors' quarters are kept; the last slot that anything came into.
     judging_alone: Option<Slot>,
+    /// Flows and expectations.
+    works: Promised,
     /// What the detectors run over, while judging alone; a live run has it from its history.
     pub quarters: Quarters,
 }
@@ -246,6 +249,8 @@ struct Counting {
     thresholds_us: Vec<u64>,
     digits: Digits,
     critical: bool,
+    /// Whether it is part of a flow or an expectation.
+    works: bool,
 }
 
 /// What of a machine counts change.
@@ -257,6 +262,8 @@ struct Counter<'m> {
     rebuilding: bool,
     judging_alone: &'m mut Option<Slot>,
     quarters: &'m mut Quarters,
+    works: &'m mut Promised,
+    catalogue: &'m Catalogue,
 }
 
 impl Counter<'_> {
@@ -267,6 +274,10 @@ impl Counter<'_> {
             block.for_each(|id, counted| {
                 self.quarters.count(id, slot, |quarter| counted.add_to(quarter));
                 if let Some(counting) = &self.counting[id.0 as usize] {
+                    if counting.works {
+                        let cell = counted.to_cell(&[], Digits::Two);
+                        self.works.count(id, &self.catalogue.entries()[id.0 as usize].key, slot, &cell);
+                    }
                     match counted {
                         Counted::One { outcome, us } => self.judge.count_one(id, slot, *outcome, *us),
                         Counted::Full(cell) => self.judge.count(id, slot, cell),
@@ -287,6 +298,9 @@ impl Counter<'_> {
                 return;
             };
             let cell = counted.to_cell(&counting.thresholds_us, counting.digits);
+            if counting.works {
+                self.works.count(id, &self.catalogue.entries()[at].key, slot, &cell);
+            }
             if !self.rebuilding {
                 self.judge.count(id, slot, &cell);
                 self.totals[at].add_cell(&cell);
@@ -309,6 +323,7 @@ pub struct State {
     fates: Fates,
     senders: Senders,
     judge: judge::Snapshot,
+    works: Promised,
     in_flight_reports: u64,
     details: u64,
     delivered: Vec<(String, String, u64)>,
@@ -329,6 +344,9 @@ impl Machine {
     /// An empty one.
     #[must_use]
     pub fn new(promises: Promises, limits: Limits) -> Self {
+        let judge = Judge::new(promises);
+        let mut works = Promised::default();
+        works.configure(judge.promises(), std::iter::empty());
         Self {
             catalogue: Catalogue::default(),
             open: OpenSlots::default(),
@@ -336,7 +354,7 @@ impl Machine {
             totals: Vec::new(),
             fates: Fates::default(),
             keys: BatchKeys::default(),
-            judge: Judge::new(promises),
+            judge,
             in_flight_reports: 0,
             details: 0,
             delivered: BTreeMap::new(),
@@ -347,6 +365,7 @@ impl Machine {
             rebuilding: false,
             gathered: Gathered::default(),
             judging_alone: None,
+            works,
             quarters: Quarters::default(),
         }
     }
@@ -413,7 +432,8 @@ impl Machine {
         if self.judge.judged_to().is_some_and(|j| j >= target) {
             return None;
         }
-        Some(self.judge.next_due().map_or(target, |due| due.min(target)))
+        let due = self.judge.next_due().into_iter().chain(self.works.next_due(self.judge.judged_to())).min();
+        Some(due.map_or(target, |due| due.min(target)))
     }
 
     /// Judges a slot end.
@@ -446,11 +466,17 @@ impl Machine {
         for entry in &delta.endpoints {
             let id = self.catalogue.add(entry.clone());
             self.judge.add_endpoint(id, Arc::clone(&entry.key));
+            self.works.add(&entry.key);
             let counting = self.counting_of(entry);
             self.totals.push(Total { cell: counting.as_ref().filter(|c| c.critical).map(|_| Box::default()), ..Total::default() });
             self.counting.push(counting);
             if self.judge.has_rules(id) {
                 self.with_rules = self.with_rules.iter().copied().chain([id]).collect();
+            }
+        }
+        for detail in &delta.details {
+            if let Some(entry) = self.catalogue.entry(detail.endpoint) {
+                self.works.detail(detail, &entry.key);
             }
         }
         self.gather(counts);
@@ -470,6 +496,8 @@ impl Machine {
             effects.incidents.extend(self.judge.apply(record));
             match record {
                 Record::SlotClosed(closed) => {
+                    let found = self.works.judge(closed.end);
+                    self.judge.find(found);
                     let minutes = self.open.close_minutes(closed.end, &self.with_rules);
                     let counting = &self.counting;
                     self.recent.keep_since(Slot((closed.end.0 + 1).saturating_sub(RECENT_SLOTS)), &minutes, |id| {
@@ -480,6 +508,7 @@ impl Machine {
                     effects.closed_to = Some((from, after));
                 }
                 Record::Configured { .. } => {
+                    self.works.configure(self.judge.promises(), self.catalogue.entries().iter().map(|e| &*e.key));
                     self.count_anew();
                     effects.made_critical.extend(self.make_critical());
                 }
@@ -513,8 +542,8 @@ impl Machine {
     }
 
     fn counter(&mut self) -> (&mut Gathered, Counter<'_>) {
-        let Self { gathered, open, totals, judge, counting, rebuilding, judging_alone, quarters, .. } = self;
-        (gathered, Counter { open, totals, judge, counting, rebuilding: *rebuilding, judging_alone, quarters })
+        let Self { gathered, open, totals, judge, counting, rebuilding, judging_alone, quarters, works, catalogue, .. } = self;
+        (gathered, Counter { open, totals, judge, counting, rebuilding: *rebuilding, judging_alone, quarters, works, catalogue })
     }
 
     /// What is counted of each endpoint, by what is owed now.
@@ -576,8 +605,9 @@ impl Machine {
     fn counting_of(&self, entry: &Entry) -> Option<Box<Counting>> {
         let (thresholds_us, digits) = self.judge.promises().counting_of(&entry.key);
         let critical = self.is_critical(entry);
-        let plain = thresholds_us.is_empty() && digits == Digits::Two && !critical && self.judge.promises().of(&entry.key).next().is_none();
-        (!plain).then(|| Box::new(Counting { thresholds_us, digits, critical }))
+        let works = self.works.has(&entry.key);
+        let plain = thresholds_us.is_empty() && digits == Digits::Two && !critical && !works && self.judge.promises().of(&entry.key).next().is_none();
+        (!plain).then(|| Box::new(Counting { thresholds_us, digits, critical, works }))
     }
 
     /// Whether an endpoint is critical: configured so, or marked by a sender within the limit.
@@ -604,6 +634,7 @@ impl Machine {
             fates: self.fates,
             senders: self.keys.senders_snapshot(),
             judge: self.judge.snapshot(),
+            works: self.works.clone(),
             in_flight_reports: self.in_flight_reports,
             details: self.details,
             delivered: self.delivered.iter().map(|((r, s), n)| (r.clone(), (*s).to_owned(), *n)).collect(),
@@ -620,6 +651,8 @@ impl Machine {
             machine.catalogue.add(entry);
         }
         machine.judge = judge;
+        machine.works = kept.works;
+        machine.works.configure(machine.judge.promises(), machine.catalogue.entries().iter().map(|e| &*e.key));
         machine.count_anew();
         (machine.open, machine.recent) = (kept.open, kept.recent);
         machine.totals = kept.totals;

@@ -539,7 +539,9 @@ fn window_of(finding: &Finding) -> usize {
 }
 
 fn ends_of(key: &EndpointKey, promises: &Promises) -> Vec<(usize, Way)> {
-    let ends = promises.flows.iter().enumerate().flat_map(|(at, flow)| [(at, Way::In, &flow.from), (at, Way::Out, &flow.to)]);
+    // Those with a ratio are judged where they were promised.
+    let learnt = promises.flows.iter().enumerate().filter(|(_, flow)| flow.ratio_ppb.is_none());
+    let ends = learnt.flat_map(|(at, flow)| [(at, Way::In, &flow.from), (at, Way::Out, &flow.to)]);
     ends.filter(|(_, _, selector)| selector.matches(key)).map(|(at, way, _)| (at, way)).collect()
 }
 

@@ -114,6 +114,12 @@ fn traffic(change: &Change) -> String {
 /// `150 done, 400 expected; the oldest waits since …; missing: a, b, c and 247 more`.
 fn work(change: &Change) -> String {
     let mut text = format!("{} done in {}, {:.0} expected", change.seen.unwrap_or(0), change.window, change.expected.unwrap_or(0.0));
+    if let Some(due) = change.due_at {
+        text = format!("{text} by {}", minute(due));
+    }
+    if let Some(pace) = change.pace {
+        text = format!("{text}, and the pace of the last hour says {pace}");
+    }
     if let Some(oldest) = change.oldest_since {
         text = format!("{text}; the oldest waits since {}", minute(oldest));
     }

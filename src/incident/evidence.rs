@@ -175,6 +175,12 @@ pub struct Change {
     /// Of so many that the service has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints_watched: Option<u32>,
+    /// By when it is expected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due_at: Option<Timestamp>,
+    /// How many there will be by then, at the pace of the last hour.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pace: Option<u64>,
     /// Keys of the work that is missing, the oldest first, as far as they are known.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing_keys: Vec<String>,

@@ -1,6 +1,7 @@
 //! What is said of the detectors' findings: which open an incident, which tell how one goes on, which end it. An endpoint has one open incident of each class.
 
 use super::Promises;
+use crate::endpoint::EndpointKey;
 use crate::incident::{Breach, Change, Event, Evidence, Found, Grounds, Incident, Stage, State, Transition, change_text, incident_id};
 use crate::objective::Severity;
 use crate::time::Timestamp;
@@ -96,8 +97,10 @@ fn changed(new: &Change, old: &Change) -> bool {
     (ratio(new) / ratio(old)).max(ratio(old) / ratio(new)) > 1.0 + MOVED || new.endpoints.len() > old.endpoints.len()
 }
 
-/// Who is told: whoever is named where the endpoint is configured, else the first receiver.
-pub(super) fn notify_of(found: &crate::endpoint::EndpointKey, promises: &Promises) -> Vec<String> {
-    let configured = promises.of(found).next().map(|owed| owed.notify.clone());
+/// Who is told: whoever is named with the flow or expectation, else where the endpoint is configured, else the first receiver.
+pub(super) fn notify_of(endpoint: &EndpointKey, name: Option<&str>, promises: &Promises) -> Vec<String> {
+    let flows = promises.flows.iter().map(|f| (&f.name, &f.notify));
+    let by_name = flows.chain(promises.expected.iter().map(|e| (&e.name, &e.notify))).find(|(n, _)| Some(n.as_str()) == name).and_then(|(_, to)| to.clone());
+    let configured = by_name.or_else(|| promises.of(endpoint).next().map(|owed| owed.notify.clone()));
     configured.unwrap_or_else(|| promises.receivers.first().map(|r| r.name.clone()).into_iter().collect())
 }

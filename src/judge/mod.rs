@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use promises::{FlowOwed, Owed, Promise, Promises, Receiver};
+pub use promises::{ExpectedOwed, FlowOwed, Owed, Promise, Promises, Receiver};
 pub use rule::{ObjectiveState, ObjectiveStatus, WindowStatus};
 
 use crate::counting::{Cell, Outcome};
@@ -450,7 +450,7 @@ impl Judge {
             let over = |i: &&Incident| !closed.transitions.iter().any(|t| t.id == i.id && t.event == Event::Resolved);
             let open = changes::open_of(found, self.incidents.values().chain(&said).filter(over));
             if let Some(line) = changes::transition(found, at, open) {
-                self.tell(&mut closed.notifications, &line, open, &changes::notify_of(&found.endpoint, &self.promises));
+                self.tell(&mut closed.notifications, &line, open, &changes::notify_of(&found.endpoint, found.change.name.as_deref(), &self.promises));
                 closed.transitions.push(line);
             }
         }
@@ -458,8 +458,8 @@ impl Judge {
 
     /// Whom an open incident is told.
     fn notify_of(&self, incident: &Incident) -> Option<Vec<String>> {
-        if incident.evidence.change().is_some() {
-            return Some(changes::notify_of(&incident.endpoint(), &self.promises));
+        if let Some(change) = incident.evidence.change() {
+            return Some(changes::notify_of(&incident.endpoint(), change.name.as_deref(), &self.promises));
         }
         self.rules.iter().find(|r| r.incident.as_ref() == Some(&incident.id)).map(|rule| rule.notify.clone())
     }
@@ -521,6 +521,11 @@ impl Judge {
             }
         }
         Record::Configured { at, promises, transitions, notifications }
+    }
+
+    /// Something was found by what is counted beside; it is said with a slot end. Part of taking a record in.
+    pub fn find(&mut self, found: Vec<Found>) {
+        self.found.extend(found);
     }
 
     /// Takes a record in; gives back the incidents that it changed. Never decides, never fails.

@@ -24,6 +24,15 @@ pub struct Promises {
     /// Work in against work out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flows: Vec<FlowOwed>,
+    /// So many by a time of day.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<ExpectedOwed>,
+}
+
+impl Default for Promises {
+    fn default() -> Self {
+        Self::none(15_000)
+    }
 }
 
 /// What is usual, and one in a hundred months.
@@ -44,6 +53,27 @@ pub struct FlowOwed {
     pub within_ms: Option<i64>,
     /// The share that must come out; `None`: learned.
     pub ratio_ppb: Option<u64>,
+    /// The receivers by name; `None`: whoever is told of the endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Vec<String>>,
+}
+
+/// One `[[expected]]` entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExpectedOwed {
+    /// Its name.
+    pub name: String,
+    /// Where the work is counted.
+    pub endpoint: Selector,
+    /// How many.
+    pub count: u64,
+    /// The time of day, `05:00`.
+    pub by: String,
+    /// The time zone, `America/Chicago`.
+    pub timezone: String,
+    /// The receivers by name; `None`: whoever is told of the endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Vec<String>>,
 }
 
 /// What one `[[endpoint]]` entry owes.
@@ -120,7 +150,7 @@ impl Promises {
     /// Nothing owed to anybody.
     #[must_use]
     pub fn none(judge_after_ms: i64) -> Self {
-        Self { judge_after_ms, endpoints: Vec::new(), receivers: Vec::new(), false_alarms: false_alarms(), flows: Vec::new() }
+        Self { judge_after_ms, endpoints: Vec::new(), receivers: Vec::new(), false_alarms: false_alarms(), flows: Vec::new(), expected: Vec::new() }
     }
 
     /// The entries that match an endpoint.

@@ -42,6 +42,14 @@ pub struct Terms {
     pub by: Daily,
 }
 
+impl crate::judge::ExpectedOwed {
+    /// What it promises; `None` when its time or zone is none, which the configuration has checked.
+    #[must_use]
+    pub fn terms(&self) -> Option<Terms> {
+        Some(Terms { count: self.count, by: Daily::parse(&self.by, &self.timezone).ok()? })
+    }
+}
+
 /// How an expectation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
