@@ -3,7 +3,7 @@
 //! Counts do not say which unit came out. The reading is the kindest one: a unit that comes out is, if it can be, one that is still in time (the oldest of
 //! those), else one that is overdue. So lost units do not make later ones look late for ever, and a pile that drains is seen to drain. While nothing is
 //! wrong the newest overdue unit comes out first (it is a little late); in trouble the oldest since the trouble began, as in a queue. What comes out with
-//! nothing waiting is kept for [`EARLY`] buckets, as hosts disagree about the time, and is then surplus.
+//! nothing waiting is kept for `EARLY` buckets, as hosts disagree about the time, and is then surplus.
 //!
 //! # Source
 //! Earliest deadline first matches the greatest number of units to their windows (Glover, Maximum matching in a convex bipartite graph, Naval Research
