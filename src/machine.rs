@@ -7,7 +7,7 @@
 //! construction. What would delay an answer is elsewhere instead: handlers parse and look endpoints up, history is written by a thread of its own, and closing a minute takes its
 //! cells out as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -26,14 +26,18 @@ use crate::history::totals::{Sums, Total};
 use crate::incident::Incident;
 use crate::ingest::batch_keys::{BatchKeys, Committed, Senders};
 use crate::ingest::packed::Packed;
-use crate::ingest::{Batch, Detail, Fate, Fates, InFlight, Item, Whose};
+use crate::ingest::{Batch, Detail, Fate, Fates, Item, Report, Whose};
 use crate::judge::{self, Judge, Promises, Record};
 use crate::log::record::{Frame, Kind, Position, Section};
 use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
+use crate::works::in_flight::{self, Running};
 use crate::works::promised::Promised;
 
 /// Recent latency is that of the last minute judged and of what came since.
 const RECENT_SLOTS: u32 = 6;
+
+/// Kinds of endpoints that requests in flight may be of: their reports do not say.
+const RUNNING_KINDS: [&str; 3] = ["http", "rpc", "job"];
 
 /// One frame's worth of change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -52,7 +56,7 @@ pub struct Delta {
     pub details: Vec<Detail>,
     /// What still runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub in_flight: Vec<InFlight>,
+    pub in_flight: Vec<Report>,
     /// Timings by fate.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub fates: Fates,
@@ -93,7 +97,7 @@ impl Carried {
             judged_to: self.judged_to.into_iter().chain(closed).max(),
             fates: self.fates,
             senders: keys.into_senders(),
-            in_flight_reports: self.in_flight_reports + delta.in_flight.len() as u64,
+            in_flight_reports: self.in_flight_reports + delta.in_flight.iter().map(|r| r.running.len() as u64).sum::<u64>(),
             details: self.details + delta.details.len() as u64,
         }
     }
@@ -238,6 +242,10 @@ pub struct Machine {
     gathered: Gathered,
     /// Nothing but the judge's sums and the detectors' quarters are kept; the last slot that anything came into.
     judging_alone: Option<Slot>,
+    /// Requests that still run.
+    running: Running,
+    /// The endpoints of which something that ran too long was counted.
+    over_time: BTreeSet<EndpointKey>,
     /// Flows and expectations.
     works: Promised,
     /// What the detectors run over, while judging alone; a live run has it from its history.
@@ -324,6 +332,7 @@ pub struct State {
     senders: Senders,
     judge: judge::Snapshot,
     works: Promised,
+    running: Running,
     in_flight_reports: u64,
     details: u64,
     delivered: Vec<(String, String, u64)>,
@@ -365,6 +374,8 @@ impl Machine {
             rebuilding: false,
             gathered: Gathered::default(),
             judging_alone: None,
+            running: Running::default(),
+            over_time: BTreeSet::new(),
             works,
             quarters: Quarters::default(),
         }
@@ -412,7 +423,10 @@ impl Machine {
             for (total, refused) in folding.delta.fates.iter_mut().zip(&batch.refused) {
                 *total += refused;
             }
-            folding.delta.in_flight.extend(batch.in_flight.iter().cloned());
+            if !batch.in_flight.is_empty() {
+                let report = Report { sender: batch.sender.clone(), at: batch.read_in.start(), running: batch.in_flight.clone() };
+                folding.delta.in_flight.push(report);
+            }
         }
         packed.sort_unstable();
         folding.write_packed(&packed, batches.iter().map(|b| b.read_in).max().unwrap_or_default());
@@ -432,7 +446,10 @@ impl Machine {
         if self.judge.judged_to().is_some_and(|j| j >= target) {
             return None;
         }
-        let due = self.judge.next_due().into_iter().chain(self.works.next_due(self.judge.judged_to())).min();
+        let judged_to = self.judge.judged_to();
+        // While something runs too long each slot end is looked at: it may be over, or forgotten.
+        let running = judged_to.map(Slot::next).filter(|_| !self.over_time.is_empty() || !self.running.is_empty());
+        let due = self.judge.next_due().into_iter().chain(self.works.next_due(judged_to)).chain(running).min();
         Some(due.map_or(target, |due| due.min(target)))
     }
 
@@ -489,13 +506,23 @@ impl Machine {
         for (total, more) in self.fates.iter_mut().zip(&delta.fates) {
             *total += more;
         }
-        self.in_flight_reports += delta.in_flight.len() as u64;
+        self.in_flight_reports += delta.in_flight.iter().map(|r| r.running.len() as u64).sum::<u64>();
+        for report in &delta.in_flight {
+            self.running.report(&report.sender, report.at, &report.running);
+        }
+        // A batch that says nothing of running requests says that there are none.
+        for sender in delta.batches.iter().filter_map(|b| Some((&b.sender.as_ref()?.id, b.answer.at))) {
+            if self.running.knows(sender.0) && !delta.in_flight.iter().any(|r| r.sender == *sender.0) {
+                self.running.report(sender.0, sender.1, &[]);
+            }
+        }
         self.details += delta.details.len() as u64;
         for record in &delta.records {
             let before = self.history_to();
             effects.incidents.extend(self.judge.apply(record));
             match record {
                 Record::SlotClosed(closed) => {
+                    self.look_at_running(closed.end.end());
                     let found = self.works.judge(closed.end);
                     self.judge.find(found);
                     let minutes = self.open.close_minutes(closed.end, &self.with_rules);
@@ -522,6 +549,21 @@ impl Machine {
             self.carry(carried);
         }
         effects
+    }
+
+    /// Requests that run for longer than their promise allows count as bad until they end.
+    fn look_at_running(&mut self, at: Timestamp) {
+        let mut keys = std::mem::take(&mut self.over_time);
+        let places = self.running.places(at).flat_map(|place| RUNNING_KINDS.map(|kind| place.endpoint(kind)));
+        keys.extend(places);
+        for key in keys {
+            let place = in_flight::Place::of(&key);
+            let running = &self.running;
+            if self.judge.set_running(&key, |threshold_us| running.over(&place, threshold_us, at)) {
+                self.over_time.insert(key);
+            }
+        }
+        self.running.forget(at);
     }
 
     /// Counts what waits.
@@ -635,6 +677,7 @@ impl Machine {
             senders: self.keys.senders_snapshot(),
             judge: self.judge.snapshot(),
             works: self.works.clone(),
+            running: self.running.clone(),
             in_flight_reports: self.in_flight_reports,
             details: self.details,
             delivered: self.delivered.iter().map(|((r, s), n)| (r.clone(), (*s).to_owned(), *n)).collect(),
@@ -665,6 +708,10 @@ impl Machine {
             [Sent, Refused, Expired].into_iter().find(|r| r.name() == name).map(crate::incident::DeliveryResult::name)
         };
         machine.delivered = kept.delivered.into_iter().filter_map(|(r, s, n)| Some(((r, result_of(&s)?), n))).collect();
+        machine.running = kept.running;
+        if let Some(judged) = machine.judge.judged_to() {
+            machine.look_at_running(judged.end());
+        }
         machine.position = position;
         Some(machine)
     }

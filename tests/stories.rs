@@ -24,12 +24,16 @@ fn said(config: &str, timings: Vec<(i64, String)>, until: i64) -> Vec<Value> {
     said_with(config, timings, Vec::new(), until)
 }
 
-fn said_with(config: &str, mut timings: Vec<(i64, String)>, markers: Vec<Marker>, until: i64) -> Vec<Value> {
-    timings.sort();
-    let text = timings.iter().fold(String::new(), |mut text, (ts, rest)| {
-        writeln!(text, r#"{{"ts":{ts},{rest}}}"#).unwrap();
-        text
-    });
+fn said_with(config: &str, timings: Vec<(i64, String)>, markers: Vec<Marker>, until: i64) -> Vec<Value> {
+    said_beside(config, timings, Vec::new(), markers, until)
+}
+
+/// Likewise, with lines that are no timings.
+fn said_beside(config: &str, timings: Vec<(i64, String)>, others: Vec<(i64, String)>, markers: Vec<Marker>, until: i64) -> Vec<Value> {
+    let timings = timings.into_iter().map(|(ts, rest)| (ts, format!(r#"{{"ts":{ts},{rest}}}"#)));
+    let mut lines: Vec<(i64, String)> = timings.chain(others).collect();
+    lines.sort_by_key(|l| l.0);
+    let text = lines.iter().fold(String::new(), |text, (_, line)| text + line + "\n");
     let config = Config::parse("night.toml", config).unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
@@ -227,4 +231,39 @@ fn an_upgrade_that_slows_a_service_down_is_one_incident_that_names_it() {
     assert_eq!(last["evidence"]["endpoints_watched"], 41);
     let after_ms = pages[0]["at"].as_i64().unwrap() - upgrade;
     assert!(after_ms < 3 * HOUR, "{after_ms} ms");
+}
+
+/// Orders hang behind a saturated database: none ends, so no latency is measured. Their sender says how long they run, and that is enough.
+#[test]
+fn a_hang_is_seen_while_it_hangs() {
+    let config = r#"
+[[endpoint]]
+service = "shop"
+method = "POST"
+route = "/orders"
+objectives = [{ latency = "800ms", target = "99%" }]
+"#;
+    let hang = START + 2 * HOUR;
+    let mut timings = Vec::new();
+    for n in 0..(hang - START) / 20_000 {
+        timings.push((START + n * 20_000, r#""service":"shop","method":"POST","route":"/orders","duration_ms":180"#.to_owned()));
+    }
+    // Something else goes on, and every ten seconds the middleware says what still runs.
+    let mut reports = Vec::new();
+    for n in 0..30_i64 {
+        let (at, waiting) = (hang + n * 10_000, n / 2);
+        timings.push((at, r#""service":"shop","method":"GET","route":"/","duration_ms":9"#.to_owned()));
+        let age_ms = n * 10_000;
+        if n < 24 {
+            reports.push((at, format!(r#"{{"in_flight":[{{"service":"shop","method":"POST","route":"/orders","age_ms":{age_ms},"n":{waiting}}}]}}"#)));
+        }
+    }
+    let said = said_beside(config, timings.clone(), reports, Vec::new(), hang + 10 * MINUTE);
+    let pages = opened(&said, "burn");
+    assert_eq!(pages.len(), 1, "{said:#?}");
+    let after_ms = pages[0]["at"].as_i64().unwrap() - hang;
+    assert!((0..4 * MINUTE).contains(&after_ms), "{after_ms} ms");
+    assert!(pages[0]["evidence"]["still_running"].as_u64().unwrap() >= 2 && pages[0]["summary"].as_str().unwrap().contains("still run"), "{}", pages[0]);
+    // Without the reports nobody can know.
+    assert!(self::said(config, timings, hang + 10 * MINUTE).is_empty());
 }

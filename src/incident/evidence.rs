@@ -101,10 +101,18 @@ pub struct Broken {
     pub budget_remaining_ratio: f64,
     /// At the rate of the window that decided; absent when nothing is left or nothing burns.
     pub budget_exhausted_in_seconds: Option<i64>,
+    /// Requests that still run, have taken too long already, and are counted as bad in the windows until they end.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub still_running: u64,
     /// Bad requests since the beginning of the long window that decided; at most those of the longest window.
     pub bad_since_opened: u64,
     /// Requests since then.
     pub requests_since_opened: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// What a change rests on. What does not apply is absent.

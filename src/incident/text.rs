@@ -39,7 +39,8 @@ pub fn deciding_window(evidence: &Broken) -> Option<&WindowEvidence> {
 /// `13 of 18 requests bad in 1h (observed 27.8 % good, promised 95 %), 14.4 times as many as the promise allows.`
 fn measured(kind: Kind, evidence: &Broken, w: &WindowEvidence) -> String {
     let good = percent(w.requests_long - w.bad_long, w.requests_long);
-    let head = format!("{} of {} requests bad in {} (observed {good} good, promised {})", w.bad_long, w.requests_long, w.long, evidence.target);
+    let running = if evidence.still_running == 0 { String::new() } else { format!("; {} of them still run", evidence.still_running) };
+    let head = format!("{} of {} requests bad in {} (observed {good} good, promised {}{running})", w.bad_long, w.requests_long, w.long, evidence.target);
     match kind {
         Kind::Burn => format!("{head}, {:.1} times as many as the promise allows.", w.burn_long),
         _ => format!("{head}."),

@@ -297,6 +297,9 @@ impl Ingest {
         let (accepted, rejected) = (batch.accepted, batch.rejected);
         let errors = std::mem::take(&mut batch.errors).into_iter().map(|(index, reason)| LineError { index, reason }).collect();
         let timings = batch.timings();
+        if let (Identity::Sender(sender), false) = (&identity, batch.in_flight.is_empty()) {
+            batch.sender.clone_from(&sender.id);
+        }
         let (reply, answer) = oneshot::channel();
         if let Err(back) = self.door.submit(Submission { batch, identity, body, held: Some(held), reply }) {
             self.refusals.add(Fate::Shed, back.batch.timings());

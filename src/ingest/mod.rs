@@ -127,6 +127,17 @@ pub struct InFlight {
     pub n: u64,
 }
 
+/// What a sender says is running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The sender; empty when it has no name.
+    pub sender: String,
+    /// When it came, to the slot.
+    pub at: Timestamp,
+    /// What.
+    pub running: Vec<InFlight>,
+}
+
 /// A body that was read: what is taken of it and what is not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
@@ -142,6 +153,8 @@ pub struct Batch {
     pub details: Vec<Detail<Whose>>,
     /// What still runs.
     pub in_flight: Vec<InFlight>,
+    /// Who says so; empty when it has no name.
+    pub sender: String,
     /// Lines taken.
     pub accepted: u64,
     /// Lines refused.

@@ -90,6 +90,12 @@ impl<'a> At<'a> {
         Self { sums, end, upto: sums.upto(end) }
     }
 
+    /// With what still runs: it is in every window that ends here.
+    #[must_use]
+    pub fn with(self, running: Sum) -> Self {
+        Self { upto: self.upto + running, ..self }
+    }
+
     fn window(&self, width_slots: u32) -> Sum {
         self.upto - self.sums.upto(self.end.back(width_slots))
     }

@@ -346,6 +346,24 @@ impl Judge {
         }
     }
 
+    /// Counts requests of an endpoint that still run, and for too long by the threshold that is asked for: each as one bad request of now, in place of those
+    /// counted before. Whether there are any.
+    pub fn set_running(&mut self, key: &EndpointKey, over: impl Fn(u64) -> u64) -> bool {
+        let Some(id) = self.judged.get(key).copied() else { return false };
+        let next = self.judged_to.map_or(Slot(0), Slot::next);
+        let mut any = false;
+        for index in self.rules_of(id) {
+            let rule = &mut self.rules[index];
+            let n = rule.promise.goal.threshold_us().map_or(0, &over);
+            let changed = rule.set_running(n);
+            any |= n > 0;
+            if changed || n > 0 {
+                self.set_due(index, Some(next), true);
+            }
+        }
+        any
+    }
+
     fn set_due(&mut self, index: usize, due: Option<Slot>, keep_earlier: bool) {
         let rule = &mut self.rules[index];
         if keep_earlier && rule.due.is_some() && rule.due <= due {

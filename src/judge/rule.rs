@@ -35,6 +35,8 @@ pub(super) struct Rule {
     room: u64,
     sums: Sums,
     hours: Hours,
+    /// Requests that still run and are bad already.
+    running: u64,
 }
 
 /// What the pairs of a rule remember.
@@ -159,6 +161,7 @@ impl Rule {
             room: 0,
             sums: Sums::default(),
             hours: Hours::default(),
+            running: 0,
             promise,
         }
     }
@@ -219,13 +222,29 @@ impl Rule {
         }
     }
 
+    /// Replaces the number of requests that still run and are bad already; whether it is another.
+    pub(super) fn set_running(&mut self, n: u64) -> bool {
+        let changed = self.running != n;
+        self.running = n;
+        if changed {
+            self.room = 0;
+        }
+        changed
+    }
+
+    /// All that is known at a slot end.
+    fn at(&self, end: Slot) -> At<'_> {
+        let running = Tally { weight: self.running, observed: self.running };
+        At::new(&self.sums, end).with(Sum { total: running, bad: running })
+    }
+
     fn forget(&mut self, end: Slot) {
         self.sums.forget(end, self.promise.longest_slots());
         self.hours.forget_before(end.back(self.promise.period_slots).0 / SLOTS_AN_HOUR);
     }
 
     pub(super) fn step(&self, end: Slot) -> Memories {
-        let at = At::new(&self.sums, end);
+        let at = self.at(end);
         self.pairs.iter().zip(&self.memories).map(|(pair, memory)| burn::step(*memory, &at, pair)).collect()
     }
 
@@ -238,7 +257,7 @@ impl Rule {
 
     /// When it must be looked at after this slot end, unless something bad or more than its room of good requests comes before.
     pub(super) fn next_due(&mut self, end: Slot) -> Option<Slot> {
-        let at = At::new(&self.sums, end);
+        let at = self.at(end);
         let there_already = self.sums.after(end).most();
         // Good requests alone start nothing: they only lower what burns.
         let (mut room, mut due) = (u64::MAX, None::<Slot>);
@@ -283,11 +302,11 @@ impl Rule {
     /// Whether no request came in the shortest long window that fires.
     fn is_unverified(&self, end: Slot, memories: &[Memory]) -> bool {
         let firing = self.promise.windows.iter().zip(memories).filter(|(_, m)| m.is_firing()).map(|(w, _)| w.long_slots);
-        firing.min().is_some_and(|long| self.sums.window(end, long).total.observed == 0)
+        self.running == 0 && firing.min().is_some_and(|long| self.sums.window(end, long).total.observed == 0)
     }
 
     fn window_evidence(&self, end: Slot, memories: &[Memory]) -> Vec<WindowEvidence> {
-        let (budget, at) = (self.promise.budget_ppb(), At::new(&self.sums, end));
+        let (budget, at) = (self.promise.budget_ppb(), self.at(end));
         let pairs = self.pairs.iter().zip(memories);
         pairs
             .map(|(pair, memory)| {
@@ -356,6 +375,7 @@ impl Rule {
             period: slots_name(self.promise.period_slots),
             budget_remaining_ratio: left,
             budget_exhausted_in_seconds: exhausted,
+            still_running: self.running,
             bad_since_opened: since.bad.weight,
             requests_since_opened: since.total.weight,
         };

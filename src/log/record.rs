@@ -37,7 +37,7 @@ impl Kind {
     /// What single timings carry beside their duration: trace, actor, key, stage (postcard).
     pub const DETAILS: Self = Self(4);
     /// Requests still running, as senders said (postcard).
-    pub const IN_FLIGHT: Self = Self(5);
+    pub const IN_FLIGHT: Self = Self(10);
     /// Decisions and what they rest on (JSON).
     pub const RECORDS: Self = Self(6);
     /// How many timings ended in which outcome of ingest (postcard).

@@ -185,6 +185,7 @@ pub fn test_notification(receiver: &ReceiverConfig, recipient: &str, now: Timest
         period: "0 d".to_owned(),
         budget_remaining_ratio: 1.0,
         budget_exhausted_in_seconds: None,
+        still_running: 0,
         bad_since_opened: 0,
         requests_since_opened: 0,
     };
@@ -283,6 +284,7 @@ pub(crate) mod tests {
             period: "30d".to_owned(),
             budget_remaining_ratio: 0.5556,
             budget_exhausted_in_seconds: Some(7500),
+            still_running: 0,
             bad_since_opened: 13,
             requests_since_opened: 18,
         };

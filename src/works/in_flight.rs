@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::endpoint::EndpointKey;
 use crate::ingest::InFlight;
 use crate::time::{Slot, Timestamp};
 
@@ -34,6 +35,20 @@ pub struct Place {
     pub method: String,
     /// The route.
     pub route: String,
+}
+
+impl Place {
+    /// That of an endpoint.
+    #[must_use]
+    pub fn of(key: &EndpointKey) -> Self {
+        Self { service: key.service.clone(), env: key.env.clone(), method: key.method.clone(), route: key.route.clone() }
+    }
+
+    /// The endpoint of a kind.
+    #[must_use]
+    pub fn endpoint(&self, kind: &str) -> EndpointKey {
+        EndpointKey { service: self.service.clone(), env: self.env.clone(), kind: kind.to_owned(), method: self.method.clone(), route: self.route.clone() }
+    }
 }
 
 impl From<&InFlight> for Place {
@@ -147,6 +162,25 @@ impl Running {
         let old: Vec<String> = self.senders.iter().filter(|(_, r)| !is_fresh(r.at, at)).map(|(sender, _)| sender.clone()).collect();
         for sender in old {
             self.remove(&sender);
+        }
+    }
+
+    /// Whether a sender said something that is not forgotten.
+    #[must_use]
+    pub fn knows(&self, sender: &str) -> bool {
+        self.senders.contains_key(sender)
+    }
+
+    /// Whether nobody said anything that is not forgotten.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.senders.is_empty()
+    }
+
+    /// Lets go of what is forgotten by an instant.
+    pub fn forget(&mut self, at: Timestamp) {
+        if !self.senders.is_empty() {
+            self.tidy(at);
         }
     }
 
