@@ -90,6 +90,17 @@ pub fn wander(after_hours: f32, before_hours: f32) -> f32 {
         + FAST_WANDER.0 * FAST_WANDER.0 * difference_variance(after_hours, before_hours, FAST_WANDER.1)
 }
 
+/// Variance that wander leaves in the mean over a day, the covariance with the next day's mean, and by what it decays with each further day.
+pub(super) fn wander_of_days() -> (f32, f32, f32) {
+    let of = |(sd, hours): (f32, f32)| {
+        let (x, keeps) = (24.0 / hours, libm::expf(-24.0 / hours));
+        (sd * sd * mean_variance(24.0, hours), sd * sd * (1.0 - keeps) * (1.0 - keeps) / (x * x), keeps)
+    };
+    let ((slow, next, keeps), (fast, ..)) = (of(SLOW_WANDER), of(FAST_WANDER));
+    // Of a wander of hours nothing is left a day later.
+    (slow + fast, next, keeps)
+}
+
 /// The mean over some cells.
 pub fn mean_of(cells: impl Iterator<Item = Cell>) -> Mean {
     let (mut n, mut sum) = (0.0, 0.0);
