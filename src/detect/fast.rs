@@ -113,6 +113,28 @@ pub fn mean_of(cells: impl Iterator<Item = Cell>) -> Mean {
     Mean { n, level: if n > 0.0 { sum / n } else { 0.0 } }
 }
 
+/// The sum over the newest cells: each window begins with the shorter ones.
+#[derive(Default)]
+struct Sum {
+    cells: usize,
+    n: f32,
+    levels: f32,
+}
+
+impl Sum {
+    /// Goes on to so many cells, and gives their mean.
+    fn to(&mut self, ring: &Ring<Cell>, cells: usize) -> Mean {
+        for (count, level) in (self.cells..cells).map_while(|ago| ring.back(ago)) {
+            if let Some(level) = level.get() {
+                self.n += count.get();
+                self.levels += count.get() * level;
+            }
+        }
+        self.cells = cells;
+        Mean { n: self.n, level: if self.n > 0.0 { self.levels / self.n } else { 0.0 } }
+    }
+}
+
 impl Fast {
     /// The mean over the last quarters of an hour; more than are kept are whole hours.
     #[must_use]
@@ -146,14 +168,18 @@ impl Fast {
     #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
     pub fn judge(&mut self, quarter_of_hour: i64, variance: f32, quiet: bool, mut before: impl FnMut(usize) -> Mean) -> Option<Step> {
         let mut best: Option<Step> = None;
+        let (mut of_quarters, mut of_hours) = (Sum::default(), Sum::default());
         for (index, window) in WINDOWS.into_iter().enumerate() {
             // Long windows move little in a quarter of an hour.
             if window > 12 && quarter_of_hour != 0 {
+                break;
+            }
+            let mean = if window <= 24 { of_quarters.to(&self.quarters, window) } else { of_hours.to(&self.hours, window / 4) };
+            if mean.n < REQUESTS_MIN {
                 continue;
             }
-            let mean = self.mean(window);
             let past = before(window);
-            if mean.n < REQUESTS_MIN || past.n < REQUESTS_BEFORE_MIN {
+            if past.n < REQUESTS_BEFORE_MIN {
                 continue;
             }
             let model = WANDER[index] + variance * (1.0 / mean.n + 1.0 / past.n);
