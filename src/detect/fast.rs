@@ -90,6 +90,17 @@ pub fn wander(after_hours: f32, before_hours: f32) -> f32 {
         + FAST_WANDER.0 * FAST_WANDER.0 * difference_variance(after_hours, before_hours, FAST_WANDER.1)
 }
 
+/// Variance that wander leaves in the mean over a day, the covariance with the next day's mean, and by what it decays with each further day.
+pub(super) fn wander_of_days() -> (f32, f32, f32) {
+    let of = |(sd, hours): (f32, f32)| {
+        let (x, keeps) = (24.0 / hours, libm::expf(-24.0 / hours));
+        (sd * sd * mean_variance(24.0, hours), sd * sd * (1.0 - keeps) * (1.0 - keeps) / (x * x), keeps)
+    };
+    let ((slow, next, keeps), (fast, ..)) = (of(SLOW_WANDER), of(FAST_WANDER));
+    // Of a wander of hours nothing is left a day later.
+    (slow + fast, next, keeps)
+}
+
 /// The mean over some cells.
 pub fn mean_of(cells: impl Iterator<Item = Cell>) -> Mean {
     let (mut n, mut sum) = (0.0, 0.0);
@@ -100,6 +111,28 @@ pub fn mean_of(cells: impl Iterator<Item = Cell>) -> Mean {
         }
     }
     Mean { n, level: if n > 0.0 { sum / n } else { 0.0 } }
+}
+
+/// The sum over the newest cells: each window begins with the shorter ones.
+#[derive(Default)]
+struct Sum {
+    cells: usize,
+    n: f32,
+    levels: f32,
+}
+
+impl Sum {
+    /// Goes on to so many cells, and gives their mean.
+    fn to(&mut self, ring: &Ring<Cell>, cells: usize) -> Mean {
+        for (count, level) in (self.cells..cells).map_while(|ago| ring.back(ago)) {
+            if let Some(level) = level.get() {
+                self.n += count.get();
+                self.levels += count.get() * level;
+            }
+        }
+        self.cells = cells;
+        Mean { n: self.n, level: if self.n > 0.0 { self.levels / self.n } else { 0.0 } }
+    }
 }
 
 impl Fast {
@@ -135,14 +168,18 @@ impl Fast {
     #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
     pub fn judge(&mut self, quarter_of_hour: i64, variance: f32, quiet: bool, mut before: impl FnMut(usize) -> Mean) -> Option<Step> {
         let mut best: Option<Step> = None;
+        let (mut of_quarters, mut of_hours) = (Sum::default(), Sum::default());
         for (index, window) in WINDOWS.into_iter().enumerate() {
             // Long windows move little in a quarter of an hour.
             if window > 12 && quarter_of_hour != 0 {
+                break;
+            }
+            let mean = if window <= 24 { of_quarters.to(&self.quarters, window) } else { of_hours.to(&self.hours, window / 4) };
+            if mean.n < REQUESTS_MIN {
                 continue;
             }
-            let mean = self.mean(window);
             let past = before(window);
-            if mean.n < REQUESTS_MIN || past.n < REQUESTS_BEFORE_MIN {
+            if past.n < REQUESTS_BEFORE_MIN {
                 continue;
             }
             let model = WANDER[index] + variance * (1.0 / mean.n + 1.0 / past.n);

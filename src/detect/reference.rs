@@ -57,6 +57,7 @@ pub struct Reference {
 
 /// The natural logarithm of the middle of a bucket, in log microseconds.
 #[must_use]
+#[inline]
 pub fn log_of_bucket(bucket: u16) -> f32 {
     static TABLE: OnceLock<Vec<f32>> = OnceLock::new();
     let table = TABLE.get_or_init(|| {
@@ -86,11 +87,18 @@ pub struct Residuals {
     /// The place of the first cell.
     first: i32,
     counts: Vec<u32>,
-    total: u64,
 }
 
-/// Cells of [`Residuals`] for a natural log of 1.
+/// Cells of [`Residuals`] for a natural log of 1, and parts of them to which a level is rounded towards 0 first.
 const CELLS: f32 = 128.0;
+const PARTS: f32 = 128.0 * CELLS;
+
+/// Cells that are summed at a time.
+const STRETCH: usize = 32;
+
+fn sum_of(counts: &[u32]) -> u64 {
+    counts.iter().map(|c| u64::from(*c)).sum()
+}
 
 impl Residuals {
     /// An empty one.
@@ -102,14 +110,29 @@ impl Residuals {
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
         self.counts.fill(0);
-        self.total = 0;
     }
 
     /// Counts a log level so many times.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "log levels of 1 to 2^40 microseconds")]
+    #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "log levels of 1 to 2^40 microseconds; what is below the first is beyond the last"
+    )]
     pub fn add(&mut self, level: f32, count: u32) {
         // Truncated on a grid 128 times finer, then shifted: floor() is a call where the processor has no instruction for it.
-        let cell = ((level * CELLS * 128.0) as i32) >> 7;
+        let cell = ((level * PARTS) as i32) >> 7;
+        let at = (cell - self.first) as u32 as usize;
+        match self.counts.get_mut(at) {
+            Some(kept) => *kept += count,
+            None => self.add_beyond(cell, count),
+        }
+    }
+
+    /// Counts into a cell that there is not yet.
+    #[cold]
+    #[expect(clippy::cast_sign_loss, reason = "not before the first")]
+    fn add_beyond(&mut self, cell: i32, count: u32) {
         if self.counts.is_empty() {
             self.first = cell - 256;
             self.counts.resize(768, 0);
@@ -124,26 +147,35 @@ impl Residuals {
             self.counts.resize(at + 65, 0);
         }
         self.counts[at] += count;
-        self.total += u64::from(count);
     }
 
-    /// How many were counted.
+    /// How many were counted: summed when it is asked for, as counting is what is done most.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.total
+        sum_of(&self.counts)
     }
 
     /// The order statistic of rank ⌈q·n⌉, spread evenly over its cell.
     #[must_use]
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "counts of a fortnight")]
     pub fn quantile(&self, q: f32) -> Option<f32> {
-        if self.total == 0 {
+        let total = self.total();
+        if total == 0 {
             return None;
         }
-        let rank = (f64::from(q) * self.total as f64).ceil().max(1.0);
-        let mut below = 0_u64;
-        for (at, count) in self.counts.iter().enumerate() {
-            if *count > 0 && (below + u64::from(*count)) as f64 >= rank {
+        let rank = (f64::from(q) * total as f64).ceil().max(1.0);
+        let (mut below, mut at) = (0_u64, 0);
+        // Whole stretches that end before the rank, then cell by cell.
+        for stretch in self.counts.chunks(STRETCH) {
+            let more = sum_of(stretch);
+            if (below + more) as f64 >= rank {
+                break;
+            }
+            below += more;
+            at += stretch.len();
+        }
+        for (at, count) in self.counts.iter().enumerate().skip(at) {
+            if (below + u64::from(*count)) as f64 >= rank {
                 let inside = (rank - below as f64 - 0.5) / f64::from(*count);
                 return Some((self.first as f32 + at as f32 + inside as f32) / CELLS);
             }
@@ -158,10 +190,10 @@ impl Residuals {
     pub fn beyond(&self, level: f32) -> f32 {
         let place = level * CELLS - self.first as f32;
         if place < 0.0 {
-            return self.total as f32;
+            return self.total() as f32;
         }
         let at = place as usize;
-        let whole: u64 = self.counts.iter().skip(at + 1).map(|c| u64::from(*c)).sum();
+        let whole = self.counts.get(at + 1..).map_or(0, sum_of);
         let part = self.counts.get(at).map_or(0.0, |c| *c as f32 * (1.0 - place.fract()));
         whole as f32 + part
     }

@@ -87,6 +87,42 @@ struct Whitened {
 const ROOT: f32 = 0.866_025_4;
 const STEADY: f32 = (1.0 - DAY_CORRELATION) / ROOT;
 
+/// Days of the longest window.
+const LONGEST: usize = 28;
+
+/// A shape after whitening, and sums over its first days: of squares, and of products with the constant. They are the same for each window and endpoint.
+struct WhitenedShape {
+    heights: [f32; LONGEST],
+    own: [f32; LONGEST + 1],
+    with_constant: [f32; LONGEST + 1],
+}
+
+static SHAPES: [WhitenedShape; 2] = [whitened(Shape::Step), whitened(Shape::Ramp)];
+
+const fn whitened(shape: Shape) -> WhitenedShape {
+    let mut w = WhitenedShape { heights: [0.0; LONGEST], own: [0.0; LONGEST + 1], with_constant: [0.0; LONGEST + 1] };
+    let (mut i, mut before) = (0, 0.0);
+    while i < LONGEST {
+        let height = height(shape, i);
+        let g = (height - DAY_CORRELATION * before) / ROOT;
+        before = height;
+        w.heights[i] = g;
+        w.own[i + 1] = w.own[i] + g * g;
+        w.with_constant[i + 1] = w.with_constant[i] + g * STEADY;
+        i += 1;
+    }
+    w
+}
+
+/// How high a shape is so many days after its first.
+#[expect(clippy::cast_precision_loss, reason = "days")]
+const fn height(shape: Shape, day: usize) -> f32 {
+    match shape {
+        Shape::Step => 1.0,
+        Shape::Ramp => day as f32 + 0.5,
+    }
+}
+
 impl Whitened {
     #[expect(clippy::cast_precision_loss, reason = "days")]
     fn new(levels: &[f32], sampling: f32) -> Option<Self> {
@@ -109,20 +145,14 @@ impl Whitened {
     /// Student's t of a change over the last `length` days, and its size now.
     #[expect(clippy::cast_precision_loss, reason = "days")]
     fn change(&self, length: usize, shape: Shape) -> (f32, f32) {
-        let (mut with_level, mut own, mut with_constant, mut before) = (0.0_f32, 0.0_f32, 0.0_f32, 0.0_f32);
-        for (i, w) in self.days[self.n - length..self.n].iter().enumerate() {
-            let height = if shape == Shape::Step { 1.0 } else { i as f32 + 0.5 };
-            let g = (height - DAY_CORRELATION * before) / ROOT;
-            before = height;
-            with_level += w * g;
-            own += g * g;
-            with_constant += g * STEADY;
-        }
+        let white = &SHAPES[shape as usize];
+        let with_level = self.days[self.n - length..self.n].iter().zip(&white.heights).fold(0.0, |sum, (w, g)| sum + w * g);
+        let (own, with_constant) = (white.own[length], white.with_constant[length]);
         let information = own - with_constant * with_constant / self.one_one;
         let size = (with_level - self.with_one * with_constant / self.one_one) / information;
         let rest = (self.total - size * size * information).max(0.0);
         let variance = (rest + FLEET_DAYS * self.prior) / (self.n as f32 - 2.0 + FLEET_DAYS);
-        (size * (information / variance).sqrt(), size * before)
+        (size * (information / variance).sqrt(), size * height(shape, length - 1))
     }
 }
 
@@ -139,11 +169,11 @@ pub fn best_change(levels: &[f32], sampling: f32) -> Option<Change> {
             break;
         }
         for (shape, usual) in [Shape::Step, Shape::Ramp].into_iter().zip(usual) {
-            let (t, change) = white.change(days, shape);
-            let score = t / usual;
             if shape == Shape::Step && days > STEP_DAYS_MAX {
                 continue;
             }
+            let (t, change) = white.change(days, shape);
+            let score = t / usual;
             if change >= CHANGE_MIN && best.is_none_or(|b| score > b.score) {
                 best = Some(Change { score, shape, days, change });
             }

@@ -103,13 +103,18 @@ impl Tail {
                     break;
                 }
                 let (new, old) = days.split_at(window);
-                let shares = [false, true].map(|weekend| usual_share(old, cut, *share, weekend));
+                // So few that no expectation makes them evidence.
+                let all: f32 = new.iter().map(|d| d.beyond[cut].get()).sum();
+                if all < COUNT_MIN {
+                    continue;
+                }
+                let shares = usual_shares(old, cut, *share);
                 let of = |d: &TailDay| d.requests.get() * shares[usize::from(d.weekend)];
                 let expected: f32 = new.iter().map(of).sum();
                 // Without the worst day: what lasts an hour is no shift.
                 let worst = new.iter().max_by(|a, b| (a.beyond[cut].get() - of(a)).total_cmp(&(b.beyond[cut].get() - of(b))));
                 let Some(worst) = worst else { continue };
-                let seen: f32 = new.iter().map(|d| d.beyond[cut].get()).sum::<f32>() - worst.beyond[cut].get();
+                let seen = all - worst.beyond[cut].get();
                 let expected = expected - of(worst);
                 if seen < COUNT_MIN || expected <= 0.0 || seen < RATIO_MIN * expected {
                     continue;
@@ -128,19 +133,19 @@ impl Tail {
     }
 }
 
-/// The share beyond a cut on weekdays or weekends: that of the kind of day, as far as it is known, else that of all.
-fn usual_share(days: &[TailDay], cut: usize, share: f32, weekend: bool) -> f32 {
-    let (mut n, mut beyond, mut own_n, mut own_beyond) = (0.0, 0.0, 0.0, 0.0);
+/// The share beyond a cut on weekdays and on weekends: that of the kind of day, as far as it is known, else that of all.
+fn usual_shares(days: &[TailDay], cut: usize, share: f32) -> [f32; 2] {
+    let (mut n, mut beyond, mut own) = (0.0, 0.0, [(0.0_f32, 0.0_f32); 2]);
     for d in days {
-        n += d.requests.get();
-        beyond += d.beyond[cut].get();
-        if d.weekend == weekend {
-            own_n += d.requests.get();
-            own_beyond += d.beyond[cut].get();
-        }
+        let (requests, over) = (d.requests.get(), d.beyond[cut].get());
+        n += requests;
+        beyond += over;
+        let own = &mut own[usize::from(d.weekend)];
+        own.0 += requests;
+        own.1 += over;
     }
     let all = (beyond + 3.0) / (n + 3.0 / share.max(1e-4));
-    (own_beyond + 20.0) / (own_n + 20.0 / all)
+    own.map(|(n, beyond)| (beyond + 20.0) / (n + 20.0 / all))
 }
 
 /// The variance between days beyond that of counting, relative to the square of the expectation, shrunk to a little.

@@ -107,8 +107,7 @@ impl Traffic {
                 self.learn(seen, &past[..weeks], window);
             }
             // Nothing within reach of a threshold: most windows end here.
-            let mut sorted = past;
-            let expected = median(&mut sorted[..weeks]);
+            let expected = median(&past[..weeks]);
             if expected < EXPECTED_MIN || seen > 0.75 * expected {
                 continue;
             }
@@ -143,9 +142,7 @@ impl Traffic {
     /// How far the last hours were from the same hours of earlier weeks, in units of what is expected of the fleet.
     #[expect(clippy::cast_precision_loss, reason = "weeks")]
     fn learn(&mut self, seen: f32, past: &[f32], window: usize) {
-        let mut sorted = [0.0; 4];
-        sorted[..past.len()].copy_from_slice(past);
-        let expected = median(&mut sorted[..past.len()]);
+        let expected = median(past);
         if expected < EXPECTED_MIN {
             return;
         }
@@ -163,17 +160,33 @@ impl Traffic {
     }
 }
 
-/// The median of a few numbers; of an even count the mean of the middle two.
-fn median(values: &mut [f32]) -> f32 {
-    values.sort_by(f32::total_cmp);
-    let n = values.len();
-    if n % 2 == 1 { values[n / 2] } else { f32::midpoint(values[n / 2 - 1], values[n / 2]) }
+/// The median of one to four numbers; of an even count the mean of the middle two.
+fn median(values: &[f32]) -> f32 {
+    match *values {
+        [a, b] => f32::midpoint(a, b),
+        [a, b, c] => a.min(b).max(a.max(b).min(c)),
+        [a, b, c, d] => f32::midpoint(a.min(b).max(c.min(d)), a.max(b).min(c.max(d))),
+        [a, ..] => a,
+        [] => 0.0,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::detect::packed::Level;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_median_is_the_middle_of_the_sorted(values in prop::collection::vec(0.0_f32..1000.0, 1..=4)) {
+            let mut sorted = values.clone();
+            sorted.sort_by(f32::total_cmp);
+            let n = sorted.len();
+            let exact = if n % 2 == 1 { sorted[n / 2] } else { f32::midpoint(sorted[n / 2 - 1], sorted[n / 2]) };
+            prop_assert_eq!(median(&values).to_bits(), exact.to_bits());
+        }
+    }
 
     #[test]
     #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
