@@ -46,7 +46,7 @@ const LULL: f32 = 1.85;
 /// Flows have a few parts in a thousand of false alarms at this score, and hardly fewer at a higher one.
 const FLOW: f32 = 6.0;
 /// A critical endpoint is told of sooner, at so many times the budget.
-const CRITICAL: f32 = 6.0;
+const CRITICAL: f32 = 8.0;
 
 impl Family {
     /// The score at which so many alarms are false.
