@@ -12,7 +12,7 @@ use super::Finding;
 use super::budget::Thresholds;
 use super::flow::Flow;
 use super::forecast::Forecast;
-use super::quarters::{DAY_QUARTERS, Past, QUARTER_SLOTS, quarter_of};
+use super::quarters::{DAY_QUARTERS, Past, QUARTER_MS, QUARTER_SLOTS, quarter_of};
 use super::reference::{Hour, Residuals};
 use super::told;
 use super::watch::{Watch, hours_of, is_slow_run};
@@ -40,6 +40,10 @@ const TOGETHER_CHANGE: f32 = 0.5;
 const TOGETHER_BACK: f32 = 0.7;
 /// Endpoints whose past is read at a time.
 const CHUNK: usize = 256;
+/// An endpoint has lost its traffic with the others from this share of the last day's on.
+const QUIET_SHARE: f32 = 0.5;
+/// Gaps that are remembered.
+const GAPS_MAX: usize = 100;
 /// Markers that are remembered.
 const MARKERS_MAX: usize = 200;
 /// A change so long after a marker, or a little before it, may be its doing.
@@ -87,6 +91,9 @@ enum Way {
     Out = 1,
 }
 
+/// What was found, by endpoint.
+type News = Vec<(EndpointId, Finding)>;
+
 /// What went through a flow of one environment in a quarter: work in and out, and the endpoint where it comes out.
 type Work = BTreeMap<(usize, String), ([u64; 2], Option<Arc<EndpointKey>>)>;
 
@@ -117,6 +124,10 @@ pub struct Kept {
     streams: Vec<Stream>,
     recent: VecDeque<(i64, EndpointId)>,
     together: BTreeMap<(String, String), Together>,
+    /// Likewise, of their traffic.
+    quiet: BTreeMap<(String, String), Together>,
+    /// When nobody listened, in the order of time.
+    gaps: VecDeque<(Timestamp, Timestamp)>,
 }
 
 /// All endpoints under watch.
@@ -165,6 +176,8 @@ impl Fleet {
             streams: self.kept.streams.clone(),
             recent: self.kept.recent.clone(),
             together: self.kept.together.clone(),
+            quiet: self.kept.quiet.clone(),
+            gaps: self.kept.gaps.clone(),
         }
     }
 
@@ -236,6 +249,21 @@ impl Fleet {
         self.markers.insert(later, marker);
     }
 
+    /// Nobody listened from one instant to another: quarters that lack more than a minute are unknown, which is not silence.
+    pub fn gap(&mut self, from: Timestamp, to: Timestamp) {
+        if to.0 - from.0 > CUT_MS {
+            if self.kept.gaps.len() == GAPS_MAX {
+                self.kept.gaps.pop_front();
+            }
+            self.kept.gaps.push_back((from, to));
+        }
+    }
+
+    fn is_unknown(&self, quarter: i64) -> bool {
+        let (from, to) = (quarter * QUARTER_MS, (quarter + 1) * QUARTER_MS);
+        self.kept.gaps.iter().any(|gap| gap.1.0.min(to) - gap.0.0.max(from) > CUT_MS)
+    }
+
     /// From which quarter on an endpoint's past is needed: of all until it is learnt, of the last day after that.
     #[must_use]
     pub fn needed_from(&self, id: EndpointId) -> i64 {
@@ -248,8 +276,12 @@ impl Fleet {
     pub fn run(&mut self, past: &mut impl Past) -> Vec<Found> {
         let Some(quarter) = self.kept.next else { return Vec::new() };
         self.kept.next = Some(quarter + 1);
+        if self.is_unknown(quarter) {
+            self.members.iter_mut().for_each(|m| m.watch.unknown(quarter));
+            return Vec::new();
+        }
         let marked: Vec<String> = self.markers.iter().filter(|m| quarter_of(Slot::containing(m.ts)) == quarter).map(|m| m.service.clone()).collect();
-        let (mut news, mut said) = (Vec::new(), Vec::new());
+        let (mut news, mut said) = (<[News; 2]>::default(), Vec::new());
         let (mut work, ids) = (Work::new(), (0..).map(EndpointId).take(self.members.len()).collect::<Vec<_>>());
         for chunk in ids.chunks(CHUNK) {
             let needed = chunk.iter().map(|id| self.needed(*id, quarter)).min().unwrap_or(quarter);
@@ -266,7 +298,9 @@ impl Fleet {
                 }
             }
         }
-        self.put_together(quarter, news, &mut said);
+        let [latency, traffic] = news;
+        self.put_together(quarter, latency, &mut said);
+        self.put_traffic_together(quarter, traffic, &mut said);
         self.run_streams(quarter, work, &mut said);
         said.sort_by(|a, b| (&a.endpoint, a.kind).cmp(&(&b.endpoint, b.kind)));
         said
@@ -283,8 +317,8 @@ impl Fleet {
         }
     }
 
-    /// One endpoint: news of its latency go to `news`, everything else that is to be said to `said`.
-    fn run_one(&mut self, id: EndpointId, quarter: i64, marked: &[String], past: &mut impl Past, news: &mut Vec<(EndpointId, Finding)>, said: &mut Vec<Found>) {
+    /// One endpoint: news of its latency and of its traffic go to `news`, everything else that is to be said to `said`.
+    fn run_one(&mut self, id: EndpointId, quarter: i64, marked: &[String], past: &mut impl Past, news: &mut [News; 2], said: &mut Vec<Found>) {
         let member = &mut self.members[id.0 as usize];
         if member.key.route == OVERFLOW_ROUTE {
             // What stands for many is none.
@@ -320,7 +354,7 @@ impl Fleet {
             watch.begun(quarter, finding);
         }
         if let Some(finding) = found[0] {
-            news.push((id, finding));
+            news[0].push((id, finding));
         } else if let Some(began) = watch.alarm_since(Class::Latency).filter(|_| is_slow && began) {
             let breach = member.forecast(quarter);
             let shift = member.watch.shift(Class::Latency).unwrap_or(0.0);
@@ -328,19 +362,18 @@ impl Fleet {
             said.push(of_member(member_of(&member.key, member.critical), quarter, Kind::Creep, Stage::GoesOn, breach.map(|b| b.0), change));
         }
         if let Some(finding) = found[1] {
-            let change = told::change_of(&finding, &member.watch, thresholds, quarter);
-            said.push(of_member(member_of(&member.key, member.critical), quarter, told::kind_of(&finding), Stage::Begun, None, change));
+            news[1].push((id, finding));
         }
     }
 
     /// Many endpoints of a service that change within a day are one incident; the others are said one by one.
-    fn put_together(&mut self, quarter: i64, news: Vec<(EndpointId, Finding)>, said: &mut Vec<Found>) {
+    fn put_together(&mut self, quarter: i64, news: News, said: &mut Vec<Found>) {
         while self.kept.recent.front().is_some_and(|(q, _)| *q < quarter - TOGETHER_WITHIN) {
             self.kept.recent.pop_front();
         }
         self.kept.recent.extend(news.iter().map(|(id, _)| (quarter, *id)));
         self.end_together(quarter, said);
-        let mut services: BTreeMap<(String, String), Vec<(EndpointId, Finding)>> = BTreeMap::new();
+        let mut services: BTreeMap<(String, String), News> = BTreeMap::new();
         for (id, finding) in news {
             let key = &self.members[id.0 as usize].key;
             services.entry((key.service.clone(), key.env.clone())).or_default().push((id, finding));
@@ -395,10 +428,7 @@ impl Fleet {
         let critical = members.iter().any(|id| self.members[id.0 as usize].critical);
         let of_one = self.of_endpoint(quarter, id, first).change;
         let requests = members.iter().map(|id| self.members[id.0 as usize].watch.requests_over(quarters)).sum();
-        let names = members.iter().map(|id| {
-            let key = &self.members[id.0 as usize].key;
-            if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) }
-        });
+        let names = members.iter().map(|id| name_in_service(&self.members[id.0 as usize].key));
         let since = known.map_or(of_one.since, |t| t.change.since);
         let change = Change {
             since,
@@ -416,6 +446,73 @@ impl Fleet {
         self.kept.together.insert(service.clone(), together);
         let kind = self.members[id.0 as usize].key.kind.clone();
         Some(of_member((service_key(service, kind), critical), quarter, Kind::Step, stage, None, change))
+    }
+
+    /// Endpoints of a service whose traffic fails together are one incident: of the service, or, when nothing at all arrives, of everything.
+    fn put_traffic_together(&mut self, quarter: i64, news: News, said: &mut Vec<Found>) {
+        let members = &self.members;
+        self.kept.quiet.retain(|service, together| {
+            let is_over = !together.members.iter().any(|id| members[id.0 as usize].watch.has_alarm(Class::Traffic));
+            if is_over {
+                let kind = together.members.first().map_or_else(String::new, |id| members[id.0 as usize].key.kind.clone());
+                let critical = together.members.iter().any(|id| members[id.0 as usize].critical);
+                said.push(of_member((service_key(service, kind), critical), quarter, Kind::Throughput, Stage::Over, None, together.change.clone()));
+            }
+            !is_over
+        });
+        let mut services: BTreeMap<(String, String), News> = BTreeMap::new();
+        for (id, finding) in news {
+            let key = &self.members[id.0 as usize].key;
+            services.entry((key.service.clone(), key.env.clone())).or_default().push((id, finding));
+        }
+        for (service, found) in services {
+            if let Some(one) = self.quiet_service(quarter, &service, &found) {
+                said.push(one);
+                continue;
+            }
+            for (id, finding) in found {
+                let member = &self.members[id.0 as usize];
+                let change = told::change_of(&finding, &member.watch, &self.thresholds[usize::from(!member.critical)], quarter);
+                said.push(of_member(member_of(&member.key, member.critical), quarter, told::kind_of(&finding), Stage::Begun, None, change));
+            }
+        }
+    }
+
+    /// What the traffic of a service has in common, if most of its endpoints have lost theirs.
+    #[expect(clippy::cast_precision_loss, reason = "endpoints")]
+    fn quiet_service(&mut self, quarter: i64, service: &(String, String), found: &[(EndpointId, Finding)]) -> Option<Found> {
+        let quarters = found.iter().filter_map(|(_, f)| if let Finding::Collapse(c) = f { Some(c.quarters) } else { None }).max()?;
+        let in_service = self.members.iter().zip((0..).map(EndpointId)).filter(|(m, _)| (&m.key.service, &m.key.env) == (&service.0, &service.1));
+        let shares: Vec<(EndpointId, f32)> = in_service.filter_map(|(m, id)| Some((id, m.watch.traffic_share(quarters)?))).collect();
+        let known = self.kept.quiet.get(service);
+        let mut members: BTreeSet<EndpointId> = shares.iter().filter(|(_, share)| *share <= QUIET_SHARE).map(|(id, _)| *id).collect();
+        members.extend(found.iter().map(|(id, _)| *id));
+        if known.is_none() && (members.len() < TOGETHER_MIN || (members.len() as f32) < TOGETHER_SHARE * shares.len() as f32) {
+            return None;
+        }
+        let stage = if known.is_some() { Stage::GoesOn } else { Stage::Begun };
+        members.extend(known.into_iter().flat_map(|k| k.members.iter().copied()));
+        let (id, finding) = found.first()?;
+        let first = &self.members[id.0 as usize];
+        let of_one = told::change_of(finding, &first.watch, &self.thresholds[usize::from(!first.critical)], quarter);
+        let seen: u64 = members.iter().map(|id| self.members[id.0 as usize].watch.requests_over(quarters)).sum();
+        let names = members.iter().map(|id| name_in_service(&self.members[id.0 as usize].key)).collect::<BTreeSet<_>>();
+        let watched = self.members.iter().filter(|m| (&m.key.service, &m.key.env) == (&service.0, &service.1)).count();
+        let change = Change {
+            since: known.map_or(of_one.since, |k| k.change.since),
+            seen: Some(seen),
+            requests: seen,
+            expected: None,
+            endpoints: names.into_iter().collect(),
+            endpoints_watched: u32::try_from(watched).ok(),
+            ..of_one
+        };
+        let critical = members.iter().any(|id| self.members[id.0 as usize].critical);
+        let key = service_key(service, first.key.kind.clone());
+        let since = known.map_or(quarter, |k| k.since);
+        self.kept.quiet.insert(service.clone(), Together { since, members, change: change.clone() });
+        let kind = if seen == 0 { Kind::Silence } else { Kind::Throughput };
+        Some(of_member((key, critical), quarter, kind, stage, None, change))
     }
 
     /// Says which services are as before.
@@ -497,6 +594,10 @@ fn of_member((endpoint, critical): (EndpointKey, bool), quarter: i64, kind: Kind
     Found { due: due_slot(quarter), endpoint, critical, kind, stage, breach, change }
 }
 
+fn name_in_service(key: &EndpointKey) -> String {
+    if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) }
+}
+
 fn service_key(service: &(String, String), kind: String) -> EndpointKey {
     EndpointKey { service: service.0.clone(), env: service.1.clone(), kind, method: String::new(), route: String::new() }
 }
@@ -556,4 +657,56 @@ fn limits_of(key: &EndpointKey, promises: &Promises) -> Vec<(f32, f32, String)> 
             Goal::Availability => None,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::quarters::Quarters;
+    use super::*;
+
+    const FIRST: i64 = 20_458 * 96;
+
+    /// Endpoints of one service at 24 requests an hour, until they stop; what is found.
+    fn shop(days: i64, endpoints: u32, stop: i64, back: i64, prepare: impl Fn(&mut Fleet)) -> Vec<Found> {
+        let (mut fleet, mut quarters, mut found) = (Fleet::new(Arc::default()), Quarters::default(), Vec::new());
+        for n in 0..endpoints {
+            let key = EndpointKey { service: "shop".to_owned(), env: String::new(), kind: "http".to_owned(), method: "GET".to_owned(), route: format!("/{n}") };
+            fleet.add(Arc::new(key), false);
+        }
+        prepare(&mut fleet);
+        fleet.begin(FIRST);
+        for quarter in FIRST..FIRST + days * 96 {
+            if !(FIRST + stop..FIRST + back).contains(&quarter) {
+                for n in 0..endpoints {
+                    let slot = Slot(u32::try_from(quarter * QUARTER_SLOTS).unwrap());
+                    let us = 100_000 + u64::try_from(quarter % 7).unwrap() * 5_000;
+                    quarters.count(EndpointId(n), slot, |h| h.record(us, 6));
+                }
+            }
+            found.extend(fleet.run(&mut quarters));
+            quarters.end(quarter);
+        }
+        found
+    }
+
+    #[test]
+    fn what_nobody_listened_to_is_not_silence() {
+        let (stop, back) = (15 * 96 + 40, 15 * 96 + 60);
+        let gap = |fleet: &mut Fleet| fleet.gap(Timestamp((FIRST + stop) * QUARTER_MS), Timestamp((FIRST + back) * QUARTER_MS));
+        assert_eq!(shop(17, 2, stop, back, gap), []);
+        let silent = shop(17, 2, stop, back, |_| ());
+        assert!(silent.iter().any(|f| f.kind == Kind::Silence && f.stage == Stage::Begun), "{silent:?}");
+    }
+
+    #[test]
+    fn a_service_that_falls_silent_is_one_incident_and_its_return_ends_it() {
+        let (stop, back) = (15 * 96 + 40, 15 * 96 + 60);
+        let found = shop(17, 12, stop, back, |_| ());
+        let begun: Vec<_> = found.iter().filter(|f| f.stage == Stage::Begun).collect();
+        assert_eq!(begun.len(), 1, "{:?}", begun.iter().map(|f| &f.endpoint.route).collect::<Vec<_>>());
+        assert_eq!((begun[0].kind, begun[0].endpoint.route.as_str(), begun[0].change.endpoints.len()), (Kind::Silence, "", 12));
+        let over: Vec<_> = found.iter().filter(|f| f.stage == Stage::Over && f.endpoint.route.is_empty()).collect();
+        assert_eq!(over.len(), 1);
+        assert!(over[0].due > due_slot(FIRST + back - 1));
+    }
 }

@@ -164,6 +164,23 @@ impl Memory {
         found
     }
 
+    /// Passes over a quarter of an hour of which nothing is known: nothing is judged or learnt, and its requests are taken to be those of the week before, so that
+    /// windows that reach over it see no gap.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count that was kept in a byte")]
+    pub fn unknown(&mut self, quarter: i64, levels: bool) {
+        let of_hour = self.traffic.week_before();
+        let n = (of_hour / 4.0).round();
+        self.fast.quarters.push((Count::new(n as u64), Level::default()));
+        self.hour_requests += n as u32;
+        if quarter.rem_euclid(4) == 3 {
+            self.schedule.unknown(u8::try_from(quarter.div_euclid(4).rem_euclid(24)).unwrap_or(0));
+            self.end_hour(quarter.div_euclid(4), levels);
+        }
+        if levels && watch::is_slow_run(quarter) {
+            self.p95.push(Height::default());
+        }
+    }
+
     /// A marker was set during this quarter of an hour.
     pub fn marker(&mut self, quarter: i64) {
         self.markers.set(quarter, &self.fast);
@@ -255,6 +272,13 @@ impl Memory {
     #[must_use]
     pub fn level(&self, quarters: usize) -> Mean {
         self.fast.mean(quarters)
+    }
+
+    /// Requests of the last quarters of an hour, whether their level is known or not: up to six hours of quarters, else the hours of a day.
+    #[must_use]
+    pub fn requests(&self, quarters: usize) -> Option<f32> {
+        let (ring, n) = if quarters <= 24 { (&self.fast.quarters, quarters) } else { (&self.fast.hours, quarters / 4) };
+        (ring.len() >= n).then(|| (0..n).filter_map(|ago| ring.back(ago)).map(|(count, _)| count.get()).sum())
     }
 
     /// The level of the days before the last quarters of an hour, to whole blocks.

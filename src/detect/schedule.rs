@@ -66,6 +66,16 @@ impl Schedule {
         found
     }
 
+    /// Passes over an hour of which nothing is known: this day is neither judged nor an example.
+    pub fn unknown(&mut self, of_day: u8) {
+        if of_day == 0 {
+            self.today.clear();
+        }
+        let done = self.today.last().copied().unwrap_or(0);
+        self.today.push(done);
+        self.told = true;
+    }
+
     /// The share of a usual day's work that was done today.
     #[must_use]
     pub fn done_today(&self) -> Option<f32> {

@@ -124,6 +124,12 @@ impl Traffic {
         best
     }
 
+    /// Requests of the hour that is running now, a week before.
+    #[must_use]
+    pub fn week_before(&self) -> f32 {
+        self.hours.back(WEEK_HOURS - 1).unwrap_or_default().get()
+    }
+
     /// Requests of the last whole hours, and the median of what earlier weeks had in them.
     #[must_use]
     pub fn recent(&self, hours: usize) -> Option<(f32, f32)> {
@@ -136,7 +142,7 @@ impl Traffic {
         for (week, past) in past.iter_mut().enumerate().take(weeks) {
             *past = sum((week + 1) * WEEK_HOURS);
         }
-        Some((sum(0), median(&mut past[..weeks])))
+        Some((sum(0), median(&past[..weeks])))
     }
 
     /// How far the last hours were from the same hours of earlier weeks, in units of what is expected of the fleet.

@@ -9,6 +9,9 @@ use crate::time::{Timestamp, humanize_ms};
 pub fn summary(key: &EndpointKey, kind: Kind, event: Event, change: &Change, breach: Option<Breach>, open_for_ms: i64) -> String {
     let title = whom(key, change);
     if event == Event::Resolved {
+        if !change.endpoints.is_empty() {
+            return format!("{title} are as before after {}.", humanize_ms(open_for_ms));
+        }
         return format!("{title} {} after {}.", over(kind), humanize_ms(open_for_ms));
     }
     let mut text = match kind {
@@ -20,6 +23,8 @@ pub fn summary(key: &EndpointKey, kind: Kind, event: Event, change: &Change, bre
             day(change.since),
             change.ratio.unwrap_or(1.0)
         ),
+        Kind::Throughput if !change.endpoints.is_empty() => format!("{title} have far less traffic since {}.", minute(change.since)),
+        Kind::Silence if !change.endpoints.is_empty() => format!("{title} are silent: no request since {}.", minute(change.since)),
         Kind::Throughput => format!("{title} has far less traffic: {}.", traffic(change)),
         Kind::Silence => format!("{title} is silent: {}.", traffic(change)),
         Kind::Completion => format!("{title} has not done its work: {}.", work(change)),
@@ -51,7 +56,12 @@ pub fn headline(key: &EndpointKey, kind: Kind, change: &Change) -> String {
         return format!("{} {verb}", whom(key, change));
     }
     let env = if key.env.is_empty() { String::new() } else { format!(" ({})", key.env) };
-    format!("endpoints of {}{env} are slower", key.service)
+    let what = match kind {
+        Kind::Silence => "are silent",
+        Kind::Throughput => "have far less traffic",
+        _ => "are slower",
+    };
+    format!("endpoints of {}{env} {what}", key.service)
 }
 
 /// `POST /orders (shop, prod)`, `print jobs (cards, prod)`, `37 of 41 endpoints of shop (prod)`.

@@ -519,6 +519,11 @@ impl Engine {
         for record in &delta.records {
             match record {
                 Record::Marked(marker) => self.watching.tell(Work::Marked(marker.clone())),
+                Record::Started { at } => {
+                    if let Some(judged) = self.machine.judge.judged_to() {
+                        self.watching.tell(Work::Gap(judged.end(), *at));
+                    }
+                }
                 Record::Configured { .. } => self.watching.tell(Work::Configured(Arc::clone(self.machine.judge.promises()))),
                 _ => {}
             }

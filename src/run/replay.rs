@@ -333,6 +333,11 @@ impl<'a, W: Write> Replay<'a, W> {
         for record in &delta.records {
             match record {
                 Record::Marked(marker) => self.fleet.mark(marker.clone()),
+                Record::Started { at } => {
+                    if let Some(judged) = self.machine.judge.judged_to() {
+                        self.fleet.gap(judged.end(), *at);
+                    }
+                }
                 Record::Configured { .. } => self.fleet.configure(Arc::clone(self.machine.judge.promises())),
                 _ => {}
             }

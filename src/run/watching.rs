@@ -37,6 +37,8 @@ pub enum Work {
     Configured(Arc<Promises>),
     /// Something changed in the world.
     Marked(Marker),
+    /// Nobody listened between these.
+    Gap(Timestamp, Timestamp),
     /// Minutes up to here are in history.
     Written(Timestamp),
 }
@@ -118,6 +120,7 @@ impl Thread {
                 Work::Endpoints(new) => new.into_iter().for_each(|(key, critical)| self.fleet.add(key, critical)),
                 Work::Configured(promises) => self.fleet.configure(promises),
                 Work::Marked(marker) => self.fleet.mark(marker),
+                Work::Gap(from, to) => self.fleet.gap(from, to),
                 Work::Written(to) => {
                     if !self.run_to(to) {
                         return;
