@@ -39,10 +39,10 @@ const MARKER: Family = Family { measured: &[(2.6, 0.040), (3.1, 0.016), (3.4, 0.
 const FAST: Family = Family { measured: &[(4.0, 0.02), (4.4, 0.009), (4.7, 0.0042), (5.0, 0.0021), (5.3, 0.0007)], share: 0.04 };
 // Measured where it errs, on the hourly levels of real services (ten series): simulated ones hardly ever reach these scores. Twice the budget and more may err there.
 const TAIL: Family = Family { measured: &[(4.2, 0.075), (5.0, 0.044), (5.8, 0.025), (6.6, 0.0125)], share: 1.4 };
-const TRAFFIC: Family = Family { measured: &[(3.4, 0.193), (3.8, 0.0443), (4.1, 0.0198), (4.4, 0.0063), (4.9, 0.0021)], share: 0.45 };
+const TRAFFIC: Family = Family { measured: &[(3.4, 0.193), (3.8, 0.0443), (4.1, 0.0198), (4.4, 0.0063), (4.9, 0.0021)], share: 0.55 };
 
-/// How far below an ordinary lull traffic must be, in standard deviations.
-const LULL: f32 = 1.85;
+/// How far below an ordinary lull traffic must be, in standard deviations, at 0.03 a month, and by how much more at a tenth of it: lulls are what is left of the tail.
+const LULL: (f32, f32) = (1.85, 0.3);
 /// Flows have a few parts in a thousand of false alarms at this score, and hardly fewer at a higher one.
 const FLOW: f32 = 6.0;
 /// A critical endpoint is told of sooner, at so many times the budget.
@@ -75,7 +75,7 @@ impl Thresholds {
             fast: FAST.threshold(rate),
             tail: TAIL.threshold(rate),
             marker: MARKER.threshold(rate),
-            traffic: (TRAFFIC.threshold(rate), LULL),
+            traffic: (TRAFFIC.threshold(rate), LULL.0 + LULL.1 * libm::log10f(0.03 / rate)),
             flow: FLOW,
         }
     }

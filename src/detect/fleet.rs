@@ -3,7 +3,7 @@
 //! A quarter is run a minute after its end ([`cut_slot`]), so that senders who report once a minute are in it, and said a minute later ([`due_slot`]), so that a
 //! live server with very many endpoints has the time for it. Both are slots, not moments, so a replay says the same.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use super::flow::Flow;
 use super::forecast::Forecast;
 use super::quarters::{DAY_QUARTERS, Past, QUARTER_MS, QUARTER_SLOTS, quarter_of};
 use super::reference::{Hour, Residuals};
+use super::together::Together;
 use super::told;
 use super::watch::{Watch, hours_of, is_slow_run};
 use crate::endpoint::{EndpointId, EndpointKey, OVERFLOW_ROUTE};
@@ -22,6 +23,7 @@ use crate::incident::{Breach, Change, Class, Found, Kind, Marker, Stage};
 use crate::judge::Promises;
 use crate::objective::{Goal, PPB};
 use crate::time::{SLOT_MS, Slot, Timestamp};
+use crate::works::promised::selected;
 
 /// Milliseconds after its end until a quarter is run: what comes later is too late for it.
 pub const CUT_MS: i64 = CUT_SLOTS * SLOT_MS;
@@ -29,26 +31,12 @@ pub const CUT_MS: i64 = CUT_SLOTS * SLOT_MS;
 const CUT_SLOTS: i64 = 6;
 const DUE_SLOTS: i64 = 12;
 
-/// So many endpoints of a service, and this share of those that have requests enough to tell, make one incident of the service.
-const TOGETHER_MIN: usize = 3;
-const TOGETHER_SHARE: f32 = 0.5;
-/// They are found within this time, in quarters of an hour.
-const TOGETHER_WITHIN: i64 = 96;
-/// An endpoint that was not found by itself is counted in from this share of the others' change.
-const TOGETHER_CHANGE: f32 = 0.5;
-/// The share of them that is back when it is over.
-const TOGETHER_BACK: f32 = 0.7;
 /// Endpoints whose past is read at a time.
 const CHUNK: usize = 256;
-/// An endpoint has lost its traffic with the others from this share of the last day's on.
-const QUIET_SHARE: f32 = 0.5;
 /// Gaps that are remembered.
 const GAPS_MAX: usize = 100;
 /// Markers that are remembered.
 const MARKERS_MAX: usize = 200;
-/// A change so long after a marker, or a little before it, may be its doing.
-const MARKER_AFTER_MS: i64 = 24 * 3_600_000;
-const MARKER_BEFORE_MS: i64 = 30 * 60_000;
 
 /// The slot with whose end a quarter is run.
 #[must_use]
@@ -74,14 +62,14 @@ pub fn last_cut(end: Slot) -> i64 {
 
 /// An endpoint of the fleet.
 #[derive(Debug)]
-struct Member {
-    key: Arc<EndpointKey>,
-    critical: bool,
+pub(super) struct Member {
+    pub(super) key: Arc<EndpointKey>,
+    pub(super) critical: bool,
     /// What its latency promises: the limit in milliseconds, the share within it, and its name.
     limits: Vec<(f32, f32, String)>,
     /// The flows that it is an end of, by their place in the configuration: work goes in, or comes out.
     ends: Vec<(usize, Way)>,
-    watch: Watch,
+    pub(super) watch: Watch,
 }
 
 /// The two ends of a flow.
@@ -92,7 +80,7 @@ enum Way {
 }
 
 /// What was found, by endpoint.
-type News = Vec<(EndpointId, Finding)>;
+pub(super) type News = Vec<(EndpointId, Finding)>;
 
 /// What went through a flow of one environment in a quarter: work in and out, and the endpoint where it comes out.
 type Work = BTreeMap<(usize, String), ([u64; 2], Option<Arc<EndpointKey>>)>;
@@ -107,14 +95,6 @@ struct Stream {
     missing_since: Option<i64>,
 }
 
-/// Endpoints of a service that changed together.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Together {
-    since: i64,
-    members: BTreeSet<EndpointId>,
-    change: Change,
-}
-
 /// What of a fleet is kept.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Kept {
@@ -122,10 +102,10 @@ pub struct Kept {
     next: Option<i64>,
     watches: Vec<Watch>,
     streams: Vec<Stream>,
-    recent: VecDeque<(i64, EndpointId)>,
-    together: BTreeMap<(String, String), Together>,
+    pub(super) recent: VecDeque<(i64, EndpointId)>,
+    pub(super) together: BTreeMap<(String, String), Together>,
     /// Likewise, of their traffic.
-    quiet: BTreeMap<(String, String), Together>,
+    pub(super) quiet: BTreeMap<(String, String), Together>,
     /// When nobody listened, in the order of time.
     gaps: VecDeque<(Timestamp, Timestamp)>,
 }
@@ -135,11 +115,11 @@ pub struct Kept {
 pub struct Fleet {
     promises: Arc<Promises>,
     /// For endpoints that are critical, and others.
-    thresholds: [Thresholds; 2],
-    members: Vec<Member>,
-    kept: Kept,
+    pub(super) thresholds: [Thresholds; 2],
+    pub(super) members: Vec<Member>,
+    pub(super) kept: Kept,
     /// In the order of time.
-    markers: VecDeque<Marker>,
+    pub(super) markers: VecDeque<Marker>,
     scratch: Residuals,
 }
 
@@ -366,180 +346,6 @@ impl Fleet {
         }
     }
 
-    /// Many endpoints of a service that change within a day are one incident; the others are said one by one.
-    fn put_together(&mut self, quarter: i64, news: News, said: &mut Vec<Found>) {
-        while self.kept.recent.front().is_some_and(|(q, _)| *q < quarter - TOGETHER_WITHIN) {
-            self.kept.recent.pop_front();
-        }
-        self.kept.recent.extend(news.iter().map(|(id, _)| (quarter, *id)));
-        self.end_together(quarter, said);
-        let mut services: BTreeMap<(String, String), News> = BTreeMap::new();
-        for (id, finding) in news {
-            let key = &self.members[id.0 as usize].key;
-            services.entry((key.service.clone(), key.env.clone())).or_default().push((id, finding));
-        }
-        for (service, found) in services {
-            if let Some(one) = self.of_service(quarter, &service, &found) {
-                said.push(one);
-                continue;
-            }
-            for (id, finding) in found {
-                said.push(self.of_endpoint(quarter, id, &finding));
-            }
-        }
-    }
-
-    /// One finding of one endpoint.
-    fn of_endpoint(&self, quarter: i64, id: EndpointId, finding: &Finding) -> Found {
-        let member = &self.members[id.0 as usize];
-        let mut change = told::change_of(finding, &member.watch, &self.thresholds[usize::from(!member.critical)], quarter);
-        change.marker = self.marker_of(&member.key.service, change.since);
-        let breach = if is_slow_run(quarter) { member.forecast(quarter) } else { None };
-        let change = with_limit(change, breach.as_ref());
-        of_member(member_of(&member.key, member.critical), quarter, told::kind_of(finding), Stage::Begun, breach.map(|b| b.0), change)
-    }
-
-    /// What a service's endpoints have in common, if enough of them have changed.
-    #[expect(clippy::cast_precision_loss, reason = "endpoints")]
-    fn of_service(&mut self, quarter: i64, service: &(String, String), found: &[(EndpointId, Finding)]) -> Option<Found> {
-        let in_service = |id: EndpointId| {
-            let key = &self.members[id.0 as usize].key;
-            (&key.service, &key.env) == (&service.0, &service.1)
-        };
-        let sizes = || found.iter().filter_map(|(id, f)| Some((size_of(f)?, *id, f)));
-        let mut sorted: Vec<_> = sizes().collect();
-        sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (change, id, first) = *sorted.get(sorted.len() / 2)?;
-        let quarters = window_of(first);
-        let watched: Vec<EndpointId> = (0..).map(EndpointId).take(self.members.len()).filter(|id| in_service(*id)).collect();
-        let changes = watched.iter().filter_map(|id| Some((*id, self.members[id.0 as usize].watch.change_over(quarters)?)));
-        let changes: Vec<(EndpointId, f32)> = changes.collect();
-        let mut members: BTreeSet<EndpointId> = self.kept.recent.iter().map(|r| r.1).filter(|id| in_service(*id)).collect();
-        // Those too quiet to be found by themselves, as far as they went the same way.
-        members.extend(changes.iter().filter(|(_, c)| *c >= TOGETHER_CHANGE * change).map(|(id, _)| *id));
-        let known = self.kept.together.get(service).filter(|t| quarter - t.since <= TOGETHER_WITHIN);
-        if known.is_none() && (members.len() < TOGETHER_MIN || (members.len() as f32) < TOGETHER_SHARE * changes.len() as f32) {
-            return None;
-        }
-        let stage = if known.is_some() { Stage::GoesOn } else { Stage::Begun };
-        if let Some(known) = known {
-            members.extend(known.members.iter().copied());
-        }
-        let critical = members.iter().any(|id| self.members[id.0 as usize].critical);
-        let of_one = self.of_endpoint(quarter, id, first).change;
-        let requests = members.iter().map(|id| self.members[id.0 as usize].watch.requests_over(quarters)).sum();
-        let names = members.iter().map(|id| name_in_service(&self.members[id.0 as usize].key));
-        let since = known.map_or(of_one.since, |t| t.change.since);
-        let change = Change {
-            since,
-            requests,
-            marker: self.marker_of(&service.0, since),
-            endpoints: names.collect::<BTreeSet<_>>().into_iter().collect(),
-            endpoints_watched: u32::try_from(watched.len()).ok(),
-            level_ms: None,
-            level_before_ms: None,
-            p95_ms: None,
-            limit: None,
-            ..of_one
-        };
-        let together = Together { since: known.map_or(quarter, |t| t.since), members, change: change.clone() };
-        self.kept.together.insert(service.clone(), together);
-        let kind = self.members[id.0 as usize].key.kind.clone();
-        Some(of_member((service_key(service, kind), critical), quarter, Kind::Step, stage, None, change))
-    }
-
-    /// Endpoints of a service whose traffic fails together are one incident: of the service, or, when nothing at all arrives, of everything.
-    fn put_traffic_together(&mut self, quarter: i64, news: News, said: &mut Vec<Found>) {
-        let members = &self.members;
-        self.kept.quiet.retain(|service, together| {
-            let is_over = !together.members.iter().any(|id| members[id.0 as usize].watch.has_alarm(Class::Traffic));
-            if is_over {
-                let kind = together.members.first().map_or_else(String::new, |id| members[id.0 as usize].key.kind.clone());
-                let critical = together.members.iter().any(|id| members[id.0 as usize].critical);
-                said.push(of_member((service_key(service, kind), critical), quarter, Kind::Throughput, Stage::Over, None, together.change.clone()));
-            }
-            !is_over
-        });
-        let mut services: BTreeMap<(String, String), News> = BTreeMap::new();
-        for (id, finding) in news {
-            let key = &self.members[id.0 as usize].key;
-            services.entry((key.service.clone(), key.env.clone())).or_default().push((id, finding));
-        }
-        for (service, found) in services {
-            if let Some(one) = self.quiet_service(quarter, &service, &found) {
-                said.push(one);
-                continue;
-            }
-            for (id, finding) in found {
-                let member = &self.members[id.0 as usize];
-                let change = told::change_of(&finding, &member.watch, &self.thresholds[usize::from(!member.critical)], quarter);
-                said.push(of_member(member_of(&member.key, member.critical), quarter, told::kind_of(&finding), Stage::Begun, None, change));
-            }
-        }
-    }
-
-    /// What the traffic of a service has in common, if most of its endpoints have lost theirs.
-    #[expect(clippy::cast_precision_loss, reason = "endpoints")]
-    fn quiet_service(&mut self, quarter: i64, service: &(String, String), found: &[(EndpointId, Finding)]) -> Option<Found> {
-        let quarters = found.iter().filter_map(|(_, f)| if let Finding::Collapse(c) = f { Some(c.quarters) } else { None }).max()?;
-        let in_service = self.members.iter().zip((0..).map(EndpointId)).filter(|(m, _)| (&m.key.service, &m.key.env) == (&service.0, &service.1));
-        let shares: Vec<(EndpointId, f32)> = in_service.filter_map(|(m, id)| Some((id, m.watch.traffic_share(quarters)?))).collect();
-        let known = self.kept.quiet.get(service);
-        let mut members: BTreeSet<EndpointId> = shares.iter().filter(|(_, share)| *share <= QUIET_SHARE).map(|(id, _)| *id).collect();
-        members.extend(found.iter().map(|(id, _)| *id));
-        if known.is_none() && (members.len() < TOGETHER_MIN || (members.len() as f32) < TOGETHER_SHARE * shares.len() as f32) {
-            return None;
-        }
-        let stage = if known.is_some() { Stage::GoesOn } else { Stage::Begun };
-        members.extend(known.into_iter().flat_map(|k| k.members.iter().copied()));
-        let (id, finding) = found.first()?;
-        let first = &self.members[id.0 as usize];
-        let of_one = told::change_of(finding, &first.watch, &self.thresholds[usize::from(!first.critical)], quarter);
-        let seen: u64 = members.iter().map(|id| self.members[id.0 as usize].watch.requests_over(quarters)).sum();
-        let names = members.iter().map(|id| name_in_service(&self.members[id.0 as usize].key)).collect::<BTreeSet<_>>();
-        let watched = self.members.iter().filter(|m| (&m.key.service, &m.key.env) == (&service.0, &service.1)).count();
-        let change = Change {
-            since: known.map_or(of_one.since, |k| k.change.since),
-            seen: Some(seen),
-            requests: seen,
-            expected: None,
-            endpoints: names.into_iter().collect(),
-            endpoints_watched: u32::try_from(watched).ok(),
-            ..of_one
-        };
-        let critical = members.iter().any(|id| self.members[id.0 as usize].critical);
-        let key = service_key(service, first.key.kind.clone());
-        let since = known.map_or(quarter, |k| k.since);
-        self.kept.quiet.insert(service.clone(), Together { since, members, change: change.clone() });
-        let kind = if seen == 0 { Kind::Silence } else { Kind::Throughput };
-        Some(of_member((key, critical), quarter, kind, stage, None, change))
-    }
-
-    /// Says which services are as before.
-    #[expect(clippy::cast_precision_loss, reason = "endpoints")]
-    fn end_together(&mut self, quarter: i64, said: &mut Vec<Found>) {
-        let members = &self.members;
-        self.kept.together.retain(|service, together| {
-            let back = together.members.iter().filter(|id| !members[id.0 as usize].watch.has_alarm(Class::Latency)).count();
-            // Those that were only counted in have no alarm of their own.
-            let is_over = quarter - together.since >= TOGETHER_WITHIN && back as f32 >= TOGETHER_BACK * together.members.len() as f32;
-            if is_over {
-                let kind = together.members.first().map_or_else(String::new, |id| members[id.0 as usize].key.kind.clone());
-                let critical = together.members.iter().any(|id| members[id.0 as usize].critical);
-                said.push(of_member((service_key(service, kind), critical), quarter, Kind::Step, Stage::Over, None, together.change.clone()));
-            }
-            !is_over
-        });
-    }
-
-    /// The last marker of a service that a change may come from.
-    fn marker_of(&self, service: &str, since: Timestamp) -> Option<String> {
-        let near = |m: &&Marker| (since.plus_ms(-MARKER_AFTER_MS)..=since.plus_ms(MARKER_BEFORE_MS)).contains(&m.ts);
-        let marker = self.markers.iter().rev().filter(near).find(|m| m.service.is_empty() || m.service == service)?;
-        let name = [marker.title.as_str(), marker.version.as_str()].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join(" ");
-        Some(if name.is_empty() { format!("the marker of {}", marker.ts) } else { name })
-    }
-
     /// Work in against work out, of each environment by itself.
     fn run_streams(&mut self, quarter: i64, work: Work, said: &mut Vec<Found>) {
         let promises = Arc::clone(&self.promises);
@@ -575,7 +381,7 @@ impl Fleet {
 impl Member {
     /// When the first of its promises will be broken, and which, if a date can be given.
     #[expect(clippy::cast_possible_truncation, reason = "days ahead")]
-    fn forecast(&self, quarter: i64) -> Option<(Breach, Forecast, &str)> {
+    pub(super) fn forecast(&self, quarter: i64) -> Option<(Breach, Forecast, &str)> {
         if !self.watch.memory().is_rising() {
             return None;
         }
@@ -586,57 +392,18 @@ impl Member {
     }
 }
 
-fn member_of(key: &EndpointKey, critical: bool) -> (EndpointKey, bool) {
+pub(super) fn member_of(key: &EndpointKey, critical: bool) -> (EndpointKey, bool) {
     (key.clone(), critical)
 }
 
-fn of_member((endpoint, critical): (EndpointKey, bool), quarter: i64, kind: Kind, stage: Stage, breach: Option<Breach>, change: Change) -> Found {
+pub(super) fn of_member((endpoint, critical): (EndpointKey, bool), quarter: i64, kind: Kind, stage: Stage, breach: Option<Breach>, change: Change) -> Found {
     Found { due: due_slot(quarter), endpoint, critical, kind, stage, breach, change }
 }
 
-fn name_in_service(key: &EndpointKey) -> String {
-    if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) }
-}
-
-fn service_key(service: &(String, String), kind: String) -> EndpointKey {
-    EndpointKey { service: service.0.clone(), env: service.1.clone(), kind, method: String::new(), route: String::new() }
-}
-
-/// What a selector names, where nothing has matched it yet.
-fn selected(selector: &crate::endpoint::Selector, env: &str) -> EndpointKey {
-    let text = |part: &Option<String>| part.clone().unwrap_or_default();
-    EndpointKey {
-        service: selector.service.clone(),
-        env: env.to_owned(),
-        kind: text(&selector.kind),
-        method: text(&selector.method),
-        route: selector.route.clone(),
-    }
-}
-
-fn with_limit(change: Change, breach: Option<&(Breach, Forecast, &str)>) -> Change {
+pub(super) fn with_limit(change: Change, breach: Option<&(Breach, Forecast, &str)>) -> Change {
     let Some((_, forecast, name)) = breach else { return change };
     let curve = serde_json::to_value(forecast.curve).ok().and_then(|v| v.as_str().map(str::to_owned));
     Change { limit: Some((*name).to_owned()), curve, ..change }
-}
-
-/// By how much a level changed.
-fn size_of(finding: &Finding) -> Option<f32> {
-    match finding {
-        Finding::Level(f) => Some(f.change),
-        Finding::Step(f) => Some(f.change),
-        Finding::Marked(f) => Some(f.change),
-        Finding::Tail(_) | Finding::Collapse(_) | Finding::Unfinished(_) => None,
-    }
-}
-
-/// Quarters of an hour that show it, a day at most.
-fn window_of(finding: &Finding) -> usize {
-    match finding {
-        Finding::Step(f) => f.quarters,
-        Finding::Marked(f) => usize::try_from(f.hours * 4).unwrap_or(96),
-        _ => 96,
-    }
 }
 
 fn ends_of(key: &EndpointKey, promises: &Promises) -> Vec<(usize, Way)> {

@@ -17,6 +17,7 @@ pub mod schedule;
 pub mod siblings;
 pub mod slow;
 pub mod tail;
+mod together;
 mod told;
 pub mod traffic;
 pub mod trend;
