@@ -355,7 +355,7 @@ impl Machine {
     pub fn new(promises: Promises, limits: Limits) -> Self {
         let judge = Judge::new(promises);
         let mut works = Promised::default();
-        works.configure(judge.promises(), std::iter::empty());
+        works.configure(judge.promises(), std::iter::empty(), Timestamp(0));
         Self {
             catalogue: Catalogue::default(),
             open: OpenSlots::default(),
@@ -534,8 +534,8 @@ impl Machine {
                     let (from, after) = (effects.closed_to.map_or(before, |c| c.0), self.history_to());
                     effects.closed_to = Some((from, after));
                 }
-                Record::Configured { .. } => {
-                    self.works.configure(self.judge.promises(), self.catalogue.entries().iter().map(|e| &*e.key));
+                Record::Configured { at, .. } => {
+                    self.works.configure(self.judge.promises(), self.catalogue.entries().iter().map(|e| &*e.key), *at);
                     self.count_anew();
                     effects.made_critical.extend(self.make_critical());
                 }
@@ -695,7 +695,8 @@ impl Machine {
         }
         machine.judge = judge;
         machine.works = kept.works;
-        machine.works.configure(machine.judge.promises(), machine.catalogue.entries().iter().map(|e| &*e.key));
+        let now = machine.judge.judged_to().unwrap_or_default().end();
+        machine.works.configure(machine.judge.promises(), machine.catalogue.entries().iter().map(|e| &*e.key), now);
         machine.count_anew();
         (machine.open, machine.recent) = (kept.open, kept.recent);
         machine.totals = kept.totals;

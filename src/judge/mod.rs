@@ -528,6 +528,18 @@ impl Judge {
         let promises = promises.dated(&self.promises, now);
         let (mut transitions, mut notifications) = (Vec::new(), Vec::new());
         for incident in self.incidents.values() {
+            if let Some(name) = incident.evidence.change().and_then(|c| c.name.as_deref()) {
+                let is_kept = promises.flows.iter().any(|f| f.name == name) || promises.expected.iter().any(|e| e.name == name);
+                if !is_kept {
+                    let mut line = incident.line(at, Event::Resolved);
+                    line.evidence.state = State::Resolved;
+                    line.summary = format!("{name} is no longer configured.");
+                    let notify = changes::notify_of(&incident.endpoint(), Some(name), &self.promises);
+                    self.tell(&mut notifications, &line, Some(incident), &notify);
+                    transitions.push(line);
+                }
+                continue;
+            }
             let Some(rule) = self.rules.iter().find(|r| r.incident.as_ref() == Some(&incident.id)) else { continue };
             let kept = promises.of(&rule.key).flat_map(|o| &o.promises).any(|p| p.goal == rule.promise.goal);
             if !kept {

@@ -71,11 +71,24 @@ pub struct Promised {
 
 impl Promised {
     /// What is promised from here on, by endpoints in the order of their numbers. What has the same name goes on.
-    pub fn configure<'a>(&mut self, promises: &Arc<Promises>, endpoints: impl Iterator<Item = &'a EndpointKey>) {
+    pub fn configure<'a>(&mut self, promises: &Arc<Promises>, endpoints: impl Iterator<Item = &'a EndpointKey>, now: Timestamp) {
         self.promises = Some(Arc::clone(promises));
-        let terms = |name: &str| promises.flows.iter().find(|f| f.name == name).map(terms_of);
-        self.flows.retain(|(name, _), flow| terms(name) == Some(flow.what.terms()));
-        self.expected.retain(|(name, _), expected| promises.expected.iter().any(|e| e.name == *name && e.terms().as_ref() == Some(expected.what.terms())));
+        // What is promised otherwise begins anew; what is open stays so until it is found to be over.
+        self.flows.retain(|(name, _), flow| {
+            let terms = promises.flows.iter().find(|f| f.name == *name).map(terms_of);
+            if let Some(terms) = terms.filter(|t| *t != flow.what.terms()) {
+                flow.what = Passage::new(terms);
+            }
+            terms.is_some()
+        });
+        self.expected.retain(|(name, _), expected| {
+            let terms = promises.expected.iter().find(|e| e.name == *name).and_then(ExpectedOwed::terms);
+            let kept = terms.is_some();
+            if let Some(terms) = terms.filter(|t| t != expected.what.terms()) {
+                expected.what = Expected::new(terms, now);
+            }
+            kept
+        });
         self.ends.clear();
         endpoints.for_each(|key| self.add(key));
     }
