@@ -435,6 +435,11 @@ mod tests {
 
     /// Endpoints of one service at 24 requests an hour, until they stop; what is found.
     fn shop(days: i64, endpoints: u32, stop: i64, back: i64, prepare: impl Fn(&mut Fleet)) -> Vec<Found> {
+        shop_at(days, endpoints, prepare, |_, at| if (stop..back).contains(&at) { 0 } else { 6 })
+    }
+
+    /// Likewise, at so many requests each quarter.
+    fn shop_at(days: i64, endpoints: u32, prepare: impl Fn(&mut Fleet), requests: impl Fn(u32, i64) -> u64) -> Vec<Found> {
         let (mut fleet, mut quarters, mut found) = (Fleet::new(Arc::default()), Quarters::default(), Vec::new());
         for n in 0..endpoints {
             let key = EndpointKey { service: "shop".to_owned(), env: String::new(), kind: "http".to_owned(), method: "GET".to_owned(), route: format!("/{n}") };
@@ -443,11 +448,12 @@ mod tests {
         prepare(&mut fleet);
         fleet.begin(FIRST);
         for quarter in FIRST..FIRST + days * 96 {
-            if !(FIRST + stop..FIRST + back).contains(&quarter) {
-                for n in 0..endpoints {
-                    let slot = Slot(u32::try_from(quarter * QUARTER_SLOTS).unwrap());
-                    let us = 100_000 + u64::try_from(quarter % 7).unwrap() * 5_000;
-                    quarters.count(EndpointId(n), slot, |h| h.record(us, 6));
+            for n in 0..endpoints {
+                let slot = Slot(u32::try_from(quarter * QUARTER_SLOTS).unwrap());
+                let us = 100_000 + u64::try_from(quarter % 7).unwrap() * 5_000;
+                let requests = requests(n, quarter - FIRST);
+                if requests > 0 {
+                    quarters.count(EndpointId(n), slot, |h| h.record(us, requests));
                 }
             }
             found.extend(fleet.run(&mut quarters));
@@ -463,6 +469,17 @@ mod tests {
         assert_eq!(shop(17, 2, stop, back, gap), []);
         let silent = shop(17, 2, stop, back, |_| ());
         assert!(silent.iter().any(|f| f.kind == Kind::Silence && f.stage == Stage::Begun), "{silent:?}");
+    }
+
+    #[test]
+    fn a_holiday_raises_nothing_and_what_breaks_on_it_is_told() {
+        let holiday = |at: i64| (15 * 96..16 * 96).contains(&at);
+        assert_eq!(shop_at(17, 6, |_| (), |_, at| if holiday(at) { 3 } else { 6 }), []);
+        // The orders stop at noon of that day.
+        let broken = |n: u32, at: i64| if n == 0 && holiday(at) && at >= 15 * 96 + 48 { 0 } else { 6 - 3 * u64::from(holiday(at)) };
+        let found = shop_at(17, 6, |_| (), broken);
+        let begun: Vec<_> = found.iter().filter(|f| f.stage == Stage::Begun).collect();
+        assert_eq!(begun.iter().map(|f| f.endpoint.route.as_str()).collect::<Vec<_>>(), ["/0"]);
     }
 
     #[test]

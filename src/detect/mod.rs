@@ -313,6 +313,11 @@ impl Memory {
         self.tail.share(cut, days)
     }
 
+    /// What was found of its traffic was none: it need not rest.
+    pub(crate) fn traffic_may_be_found(&mut self) {
+        self.traffic_rests_until = 0;
+    }
+
     /// Requests of the last whole hours, and what earlier weeks had in them.
     #[must_use]
     pub fn traffic_of(&self, hours: usize) -> Option<(f32, f32)> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Finding;
 use super::fleet::{Fleet, News, member_of, of_member, with_limit};
+use super::siblings::{self, Share};
 use super::told;
 use super::watch::is_slow_run;
 use crate::endpoint::{EndpointId, EndpointKey};
@@ -22,6 +23,9 @@ const TOGETHER_WITHIN: i64 = 96;
 const TOGETHER_CHANGE: f32 = 0.5;
 /// The share of them that is back when it is over.
 const TOGETHER_BACK: f32 = 0.7;
+/// Standard deviations by which an endpoint's share of its service must have fallen, and what a holiday leaves of the traffic of the rest.
+const SHARE_FELL: f32 = 3.0;
+const HOLIDAY: (f32, f32) = (0.35, 0.8);
 /// An endpoint has lost its traffic with the others from this share of the last day's on.
 const QUIET_SHARE: f32 = 0.5;
 /// A change so long after a marker, or a little before it, may be its doing.
@@ -133,6 +137,10 @@ impl Fleet {
         });
         let mut services: BTreeMap<(String, String), News> = BTreeMap::new();
         for (id, finding) in news {
+            if self.is_holiday(id, &finding) {
+                self.members[id.0 as usize].watch.forget_traffic();
+                continue;
+            }
             let key = &self.members[id.0 as usize].key;
             services.entry((key.service.clone(), key.env.clone())).or_default().push((id, finding));
         }
@@ -147,6 +155,18 @@ impl Fleet {
                 said.push(of_member(member_of(&member.key, member.critical), quarter, told::kind_of(&finding), Stage::Begun, None, change));
             }
         }
+    }
+
+    /// Whether the rest of the service is as quiet as this endpoint, and not dead: then it is the day and not the endpoint.
+    fn is_holiday(&self, id: EndpointId, finding: &Finding) -> bool {
+        let Finding::Collapse(collapse) = finding else { return false };
+        let own = &self.members[id.0 as usize].key;
+        let hours = collapse.quarters.div_ceil(4);
+        let others =
+            self.members.iter().zip((0..).map(EndpointId)).filter(|(m, other)| (&m.key.service, &m.key.env) == (&own.service, &own.env) && *other != id);
+        let sums = others.filter_map(|(m, _)| m.watch.memory().traffic_of(hours)).fold((0.0, 0.0), |sum, (seen, expected)| (sum.0 + seen, sum.1 + expected));
+        let kept = matches!(siblings::share((collapse.seen, collapse.expected), sums, SHARE_FELL), Share::Kept(_));
+        kept && (HOLIDAY.0..HOLIDAY.1).contains(&(sums.0 / sums.1))
     }
 
     /// What the traffic of a service has in common, if most of its endpoints have lost theirs.

@@ -81,6 +81,12 @@ impl Watch {
         self.alarms[usize::from(class == Class::Traffic)].is_some()
     }
 
+    /// What was found of its traffic is none, and may be found again.
+    pub fn forget_traffic(&mut self) {
+        self.alarms[1] = None;
+        self.memory.traffic_may_be_found();
+    }
+
     /// The quarter in which it was found.
     #[must_use]
     pub fn alarm_since(&self, class: Class) -> Option<i64> {
