@@ -16,7 +16,7 @@ use super::quarters::{DAY_QUARTERS, Past, QUARTER_MS, QUARTER_SLOTS, quarter_of}
 use super::reference::{Hour, Residuals};
 use super::together::Together;
 use super::told;
-use super::watch::{Watch, hours_of, is_slow_run};
+use super::watch::{Watch, is_slow_run};
 use crate::endpoint::{EndpointId, EndpointKey, OVERFLOW_ROUTE};
 use crate::histogram::Histogram;
 use crate::incident::{Breach, Change, Class, Found, Kind, Marker, Stage};
@@ -316,7 +316,7 @@ impl Fleet {
         let mut found = watch.quarter(thresholds, quarter, past.quarter(id, quarter).unwrap_or(&empty));
         let is_slow = is_slow_run(quarter) && watch.reference().is_some();
         if is_slow {
-            let hours = hours_of(&past.quarters(id, quarter + 1 - DAY_QUARTERS, quarter + 1));
+            let hours = past.hours(id, quarter + 1 - DAY_QUARTERS, quarter + 1);
             let hour = quarter.div_euclid(4);
             let day: Vec<Hour<'_>> = (hour - 23..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
             let slow = watch.slow(thresholds, hour, &day, &mut self.scratch);

@@ -32,6 +32,17 @@ pub trait Past {
 
     /// Those of an endpoint in `[from, to)`, one for each, empty ones too.
     fn quarters(&mut self, id: EndpointId, from: i64, to: i64) -> Vec<Histogram>;
+
+    /// Likewise, merged to hours.
+    fn hours(&mut self, id: EndpointId, from: i64, to: i64) -> Vec<Histogram> {
+        let hour = |first: i64| {
+            (first..(first + 4).min(to)).filter_map(|quarter| self.quarter(id, quarter)).fold(Histogram::default(), |mut hour, quarter| {
+                hour.merge(quarter);
+                hour
+            })
+        };
+        (from..to).step_by(4).map(hour).collect()
+    }
 }
 
 /// All of one endpoint that are kept: the first, and all after it.
