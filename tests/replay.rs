@@ -194,6 +194,23 @@ fn two_engines_side_by_side_are_each_the_engine_alone() {
     }
 }
 
+/// The archive of a server brings what was owed when its log begins; a configuration given by hand stays.
+#[test]
+fn a_configuration_given_by_hand_is_not_replaced_by_that_of_an_archive() {
+    use slowburn::judge::{Promises, Record};
+    let given = Config::parse("given.toml", SHOP).unwrap();
+    let archived = || replay::Logged {
+        delta: Record::Configured { at: START, promises: Promises::none(7_000), transitions: Vec::new(), notifications: Vec::new() }.into(),
+        counted: false,
+    };
+    for (config, judge_after_ms) in [(Some(&given), given.promises.judge_after_ms), (None, 7_000)] {
+        replayed(config, |replay| {
+            replay.logged(&archived()).unwrap();
+            assert_eq!(replay.machine().judge.promises().judge_after_ms, judge_after_ms);
+        });
+    }
+}
+
 #[test]
 fn a_log_decided_again_decides_the_same() {
     let (_, dir) = evening().server.stop();
