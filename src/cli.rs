@@ -300,6 +300,9 @@ fn replay(arguments: &ReplayArguments) -> anyhow::Result<ExitCode> {
     if log.is_none() == files.is_empty() {
         return Err(Usage("replay: expected either files or --log DATA-DIR".to_owned()).into());
     }
+    if let Some(dir) = log {
+        anyhow::ensure!(dir.join("log").is_dir(), "{} holds no log", dir.display());
+    }
     let until = arguments.until.as_deref().map(Timestamp::parse).transpose().map_err(|e| Usage(format!("--until: {e}")))?;
     let given = arguments.config.as_deref().map(Config::load).transpose()?;
     let next = arguments.compare.as_deref().map(Config::load).transpose()?;

@@ -103,6 +103,7 @@ fn a_bad_line_is_told_once_and_a_missing_file_is_named() {
     for (arguments, code, part) in [
         (&["--compare", "c.toml", "none.ndjson"][..], 1, "none.ndjson"),
         (&["--compare", "no.toml", "t.ndjson"], 2, "no.toml"),
+        (&["--compare", "c.toml", "--log", "nowhere"], 1, "nowhere holds no log"),
         (&["--json", "t.ndjson"], 2, "--compare"),
     ] {
         let output = replay(dir, arguments, None);
