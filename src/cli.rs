@@ -10,14 +10,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::{Config, DEFAULT_TOML};
 use crate::endpoint::PathTemplates;
-use crate::incident::{Event, Marker};
+use crate::incident::Marker;
 use crate::ingest::known::KnownEndpoints;
 use crate::log::record::Position;
+use crate::run::both::{Side, Source, both};
 use crate::run::clock::Clock;
 use crate::run::disk::Retention;
 use crate::run::recovery;
-use crate::run::replay::{self, Replay, Said};
-use crate::time::{Timestamp, humanize_ms};
+use crate::run::replay::{self, BadLine, Replay};
+use crate::run::replay_text::{self, Compared};
+use crate::run::replayed::Replayed;
+use crate::time::Timestamp;
 
 #[derive(Parser)]
 #[command(name = "slowburn", version, about = "Keeps watch over the latency of every endpoint and pages a person when a critical one breaks its promise")]
@@ -57,23 +60,8 @@ enum Command {
         #[arg(long, value_name = "ADDR")]
         listen: Option<String>,
     },
-    /// Runs recorded timings through the engine and prints what it would have said, one JSON line each
-    Replay {
-        /// What is owed (TOML); without it an export or a log brings its own
-        #[arg(long)]
-        config: Option<PathBuf>,
-        /// Deploys and other changes, one JSON object a line
-        #[arg(long)]
-        markers: Option<PathBuf>,
-        /// Replays the log of this data directory
-        #[arg(long, value_name = "DATA-DIR")]
-        log: Option<PathBuf>,
-        /// Goes on judging until then (Unix ms or RFC 3339), beyond the last timing
-        #[arg(long)]
-        until: Option<String>,
-        /// NDJSON timings in time order, or an export; .gz and .zst too, - for standard input
-        files: Vec<PathBuf>,
-    },
+    /// Runs recorded timings through the engine and prints what it would have said, one JSON line each; with --compare, how two configurations differ
+    Replay(ReplayArguments),
     /// Checks a configuration
     Check {
         /// The file
@@ -120,6 +108,31 @@ enum Command {
     },
 }
 
+#[derive(clap::Args)]
+struct ReplayArguments {
+    /// What is owed (TOML); without it an export or a log brings its own
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Runs the same recording through this configuration too and prints, in place of the JSON lines, which incidents it adds (+), leaves out (-) or tells otherwise
+    /// (~), and how many notifications each receiver would get; times less than a minute apart are the same
+    #[arg(long, value_name = "NEXT")]
+    compare: Option<PathBuf>,
+    /// With --compare: one JSON object for each difference
+    #[arg(long, requires = "compare")]
+    json: bool,
+    /// Deploys and other changes, one JSON object a line
+    #[arg(long)]
+    markers: Option<PathBuf>,
+    /// Replays the log of this data directory
+    #[arg(long, value_name = "DATA-DIR")]
+    log: Option<PathBuf>,
+    /// Goes on judging until then (Unix ms or RFC 3339), beyond the last timing
+    #[arg(long)]
+    until: Option<String>,
+    /// NDJSON timings in time order, or an export; .gz and .zst too, - for standard input
+    files: Vec<PathBuf>,
+}
+
 /// A mistake on the command line or in the configuration: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -148,7 +161,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Replay { config, markers, log, until, files } => replay(config.as_deref(), markers.as_deref(), log.as_deref(), until.as_deref(), &files),
+        Command::Replay(arguments) => replay(&arguments),
         Command::Check { config } => check(config.as_deref()),
         Command::Serve { place, listen } => serve(&place, listen.as_deref()),
         Command::Verify { place, redecide } => verify(&place, redecide),
@@ -282,44 +295,56 @@ fn check(path: Option<&Path>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn replay(config: Option<&Path>, markers: Option<&Path>, log: Option<&Path>, until: Option<&str>, files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+fn replay(arguments: &ReplayArguments) -> anyhow::Result<ExitCode> {
+    let ReplayArguments { log, files, .. } = arguments;
     if log.is_none() == files.is_empty() {
         return Err(Usage("replay: expected either files or --log DATA-DIR".to_owned()).into());
     }
-    let until = until.map(Timestamp::parse).transpose().map_err(|e| Usage(format!("--until: {e}")))?;
-    let given = config.map(Config::load).transpose()?;
+    if let Some(dir) = log {
+        anyhow::ensure!(dir.join("log").is_dir(), "{} holds no log", dir.display());
+    }
+    let until = arguments.until.as_deref().map(Timestamp::parse).transpose().map_err(|e| Usage(format!("--until: {e}")))?;
+    let given = arguments.config.as_deref().map(Config::load).transpose()?;
+    let next = arguments.compare.as_deref().map(Config::load).transpose()?;
     let own = given.as_ref().map(|c| c.promises.clone());
     let config = given.unwrap_or_else(Config::default_config);
-    let templates = PathTemplates::new(&config.path_patterns);
     let bar = progress(files);
-    let mut bad = 0_u64;
-    let mut report = |path: &Path, number: u64, reason: &str| bar.suspend(|| eprintln!("{}:{number}: {reason}", path.display()));
-    let markers = match markers {
-        None => Vec::new(),
-        Some(path) => {
-            let (found, wrong) = read_markers(path, &mut report)?;
-            bad += wrong;
-            found
+    let report = |path: &Path, number: u64, reason: &str| bar.suspend(|| eprintln!("{}:{number}: {reason}", path.display()));
+    let report_line = |line: &BadLine| report(&line.path, line.number, &line.reason);
+    let (markers, bad_markers) = arguments.markers.as_deref().map_or_else(|| Ok((Vec::new(), 0)), |path| read_markers(path, &report))?;
+    let bad = if let Some(next) = next {
+        let sides = [Side { config: &config, given: own.is_some() }, Side { config: &next, given: true }];
+        let source = log.as_deref().map_or(Source::Files(files), Source::Log);
+        let [now, next] = both(source, sides, &markers, until, |read| bar.inc(read), report_line)?;
+        bar.finish_and_clear();
+        let bad = bad_markers + now.bad;
+        print_compared(arguments, &now, &next, bad)?;
+        bad
+    } else {
+        let out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+        let (templates, known) = (PathTemplates::new(&config.path_patterns), KnownEndpoints::default());
+        let mut replay = Replay::new(own, config.promises.judge_after_ms, config.endpoint_limits, &templates, &known, markers, out, report_line);
+        match log {
+            Some(dir) => replay.log(dir, |frames| bar.inc(frames))?,
+            None => files.iter().try_for_each(|file| replay.file(file, |bytes| bar.inc(bytes)))?,
         }
+        replay.finish(until)?;
+        bar.finish_and_clear();
+        let (bad, run) = (bad_markers + replay.bad, replay.replayed());
+        eprint!("{}", if io::stderr().is_terminal() { replay_text::closing_table(&run, bad) } else { replay_text::closing(&run, bad) });
+        bad
     };
-    let out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
-    let known = KnownEndpoints::default();
-    let mut replay = Replay::new(own, config.promises.judge_after_ms, config.endpoint_limits, &templates, &known, markers, out, |line| {
-        report(&line.path, line.number, &line.reason);
-    });
-    match log {
-        Some(dir) => replay.log(dir, |frames| bar.inc(frames))?,
-        None => {
-            for file in files {
-                replay.file(file, |bytes| bar.inc(bytes))?;
-            }
-        }
-    }
-    replay.finish(until)?;
-    bar.finish_and_clear();
-    bad += replay.bad;
-    eprint!("{}", closing(replay.first, replay.now(), replay.timings, replay.endpoints(), bad, &replay.said));
     Ok(if bad > 0 { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+fn print_compared(arguments: &ReplayArguments, now: &Replayed, next: &Replayed, bad: u64) -> anyhow::Result<()> {
+    let name = |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "what the recording brings".to_owned(), |p| p.display().to_string());
+    let names = [name(&arguments.config), name(&arguments.compare)];
+    let compared = Compared { names: [&names[0], &names[1]], now, next };
+    eprint!("{}", compared.closing(bad));
+    let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let text = if arguments.json { compared.json() } else { compared.report(colour) };
+    io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
 }
 
 fn progress(files: &[PathBuf]) -> ProgressBar {
@@ -337,7 +362,7 @@ fn progress(files: &[PathBuf]) -> ProgressBar {
     bar.with_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn read_markers(path: &Path, report: &mut impl FnMut(&Path, u64, &str)) -> anyhow::Result<(Vec<Marker>, u64)> {
+fn read_markers(path: &Path, report: &impl Fn(&Path, u64, &str)) -> anyhow::Result<(Vec<Marker>, u64)> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let (mut markers, mut bad, mut number) = (Vec::new(), 0, 0);
     for line in text.lines() {
@@ -354,29 +379,4 @@ fn read_markers(path: &Path, report: &mut impl FnMut(&Path, u64, &str)) -> anyho
         }
     }
     Ok((markers, bad))
-}
-
-/// What a person wants to know at the end.
-fn closing(first: Option<Timestamp>, last: Timestamp, timings: u64, endpoints: usize, bad: u64, said: &[Said]) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::new();
-    let range = first.map_or_else(|| "nothing".to_owned(), |first| format!("{first} to {last} ({})", humanize_ms(last.0 - first.0)));
-    let opened: Vec<&Said> = said.iter().filter(|s| s.event == Event::Opened).collect();
-    let mut line = |l: String| writeln!(text, "{l}").unwrap_or_default();
-    line(format!("replayed {timings} timings of {endpoints} endpoints, {range}"));
-    if bad > 0 {
-        line(format!("{bad} lines could not be read and were skipped"));
-    }
-    line(match opened.len() {
-        0 => "no incident".to_owned(),
-        1 => "1 incident:".to_owned(),
-        n => format!("{n} incidents:"),
-    });
-    for open in opened {
-        let of = |event| said.iter().filter(|s| s.id == open.id).find(|s| s.event == event);
-        let end = of(Event::Resolved).map_or_else(|| "still open".to_owned(), |r| format!("over after {}", humanize_ms(r.at.0 - open.at.0)));
-        let worse = of(Event::Escalated).map_or_else(String::new, |e| format!(", worse from {}", e.at));
-        line(format!("  {}  {}  [{end}{worse}]", open.at, open.summary));
-    }
-    text
 }

@@ -20,6 +20,8 @@ use slowburn::endpoint::EndpointId;
 use slowburn::endpoint::PathTemplates;
 use slowburn::ingest::known::KnownEndpoints;
 use slowburn::judge::Command;
+use slowburn::run::both::{Side, Source, both};
+use slowburn::run::compare::compare;
 use slowburn::run::replay::{self, Replay};
 use slowburn::time::{Slot, Timestamp};
 use virtual_server::Server;
@@ -166,6 +168,47 @@ fn a_live_evening_its_log_and_its_export_say_the_same_byte_for_byte() {
     assert_ne!(slow, mutated);
     std::fs::write(&file, export.replace(slow, &mutated)).unwrap();
     assert!(of_file(None, &file) != lines, "a mutated count went unnoticed");
+}
+
+#[test]
+fn two_engines_side_by_side_are_each_the_engine_alone() {
+    let (lines, dir) = evening().server.stop();
+    let file = dir.path().join("export.ndjson");
+    std::fs::write(&file, exported(dir.path())).unwrap();
+    let (default, other) = (Config::default_config(), Config::parse("other.toml", &SHOP.replace("800ms", "3s").replace("1s", "4s")).unwrap());
+    let sides = [Side { config: &default, given: false }, Side { config: &other, given: true }];
+    let alone = of_file(Some(&other), &file);
+    let opened = |lines: &str| -> Vec<String> {
+        let values = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        values.filter(|l| l["event"] == "opened").map(|l| l["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let files = [file];
+    for source in [Source::Log(dir.path()), Source::Files(&files)] {
+        let runs = both(source, sides, &[], None, |_| (), |bad| panic!("{bad:?}")).unwrap();
+        let ids = runs.each_ref().map(|run| run.episodes.iter().map(|e| e.id.clone()).collect::<Vec<_>>());
+        assert_eq!(ids, [opened(&lines), opened(&alone)]);
+        let told = runs.each_ref().map(|run| run.notified["oncall"].opened);
+        assert!(told[0] >= 3 && told[0] > told[1], "{told:?}");
+        let found = compare(&runs[0].episodes, &runs[1].episodes);
+        assert_eq!(found.only_now.len() + found.changed.len() + found.alike.len(), ids[0].len());
+    }
+}
+
+/// The archive of a server brings what was owed when its log begins; a configuration given by hand stays.
+#[test]
+fn a_configuration_given_by_hand_is_not_replaced_by_that_of_an_archive() {
+    use slowburn::judge::{Promises, Record};
+    let given = Config::parse("given.toml", SHOP).unwrap();
+    let archived = || replay::Logged {
+        delta: Record::Configured { at: START, promises: Promises::none(7_000), transitions: Vec::new(), notifications: Vec::new() }.into(),
+        counted: false,
+    };
+    for (config, judge_after_ms) in [(Some(&given), given.promises.judge_after_ms), (None, 7_000)] {
+        replayed(config, |replay| {
+            replay.logged(&archived()).unwrap();
+            assert_eq!(replay.machine().judge.promises().judge_after_ms, judge_after_ms);
+        });
+    }
 }
 
 #[test]

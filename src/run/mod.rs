@@ -1,9 +1,13 @@
 //! Where the machine meets the world: [`serve`] runs a server, [`live`] its engine, [`disk`] what is on disk beside the log, [`recovery`] the way back from it at a start, [`replay`] the virtual clock over
-//! recordings, [`watching`] the thread of the detectors, [`clock`] the real one, [`memory`] what there is of it, [`tasks`] what runs beside.
+//! recordings, [`both`] and [`compare`] two configurations over one recording, [`watching`] the thread of the detectors, [`clock`] the real one, [`memory`] what there is of it, [`tasks`] what runs beside.
 
+pub mod both;
 pub mod clock;
+mod columns;
+pub mod compare;
 mod connection;
 pub mod disk;
+pub mod export;
 pub mod history_writer;
 pub mod live;
 pub mod memory;
@@ -11,6 +15,8 @@ pub mod recording;
 pub mod recovery;
 pub mod repair;
 pub mod replay;
+pub mod replay_text;
+pub mod replayed;
 pub mod serve;
 pub mod tasks;
 pub mod verify;

@@ -7,23 +7,25 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::export::ExportLine;
+pub use super::export::{Logged, export, logged};
 use super::recording;
+use super::replayed::{Replayed, Told};
 use crate::detect::fleet::{self, Fleet};
 use crate::endpoint::{EndpointId, EndpointKey, PathTemplates};
 use crate::history::catalogue::Limits;
-use crate::incident::{Event, Marker, Transition};
+use crate::incident::{Marker, Transition};
 use crate::ingest::admission::{Admission, PAST_MS, TimeLimits};
 use crate::ingest::json::{self, Ts};
 use crate::ingest::known::KnownEndpoints;
 use crate::ingest::ordinary::Reader;
-use crate::judge::{Command, Promises, Record};
+use crate::judge::{Command, Promises, Record, SlotClosed};
 use crate::log::file;
-use crate::log::record::Position;
 use crate::machine::{Delta, FrameError, Machine};
 use crate::time::{Slot, TIMESTAMP_MS_MAX, Timestamp};
 
 /// Chunks of a recording that are read ahead.
-const CHUNKS_AHEAD: usize = 4;
+pub const CHUNKS_AHEAD: usize = 4;
 
 /// Why a replay cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -59,17 +61,20 @@ pub struct BadLine {
     pub reason: String,
 }
 
-/// A line of what was said, kept for the closing summary.
-#[derive(Clone, Debug)]
-pub struct Said {
-    /// When.
-    pub at: Timestamp,
-    /// What.
-    pub event: Event,
-    /// About which incident.
-    pub id: String,
-    /// In words.
-    pub summary: String,
+/// An input as far as it was read.
+pub struct Input {
+    path: PathBuf,
+    /// The endpoints of its lines, with their numbers as far as these are known.
+    keys: Vec<(EndpointKey, Option<EndpointId>)>,
+    lines: u64,
+}
+
+impl Input {
+    /// One of which nothing was read yet.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), keys: Vec::new(), lines: 0 }
+    }
 }
 
 /// A replay under way.
@@ -91,8 +96,7 @@ pub struct Replay<'a, W: Write> {
     pub timings: u64,
     /// Lines passed over.
     pub bad: u64,
-    /// What was said.
-    pub said: Vec<Said>,
+    told: Told,
     out: W,
     on_bad: Box<dyn FnMut(&BadLine) + 'a>,
 }
@@ -129,7 +133,7 @@ impl<'a, W: Write> Replay<'a, W> {
             first: None,
             timings: 0,
             bad: 0,
-            said: Vec::new(),
+            told: Told::default(),
             out,
             on_bad: Box::new(on_bad),
         }
@@ -158,25 +162,33 @@ impl<'a, W: Write> Replay<'a, W> {
     /// # Errors
     /// [`Error::Read`] and [`Error::Write`]; a line that cannot be read is no error, it is reported and passed over.
     pub fn file(&mut self, path: &Path, mut progress: impl FnMut(u64)) -> Result<(), Error> {
-        let read_error = |source| Error::Read { path: path.to_owned(), source };
         std::thread::scope(|scope| {
             let (sender, chunks) = std::sync::mpsc::sync_channel(CHUNKS_AHEAD);
             scope.spawn(move || recording::read(path, &sender));
-            let (mut keys, mut number) = (Vec::new(), 0);
+            let mut input = Input::new(path);
             for chunk in chunks {
-                let chunk = chunk.map_err(read_error)?;
+                let chunk = chunk.map_err(|source| Error::Read { path: path.to_owned(), source })?;
                 progress(chunk.bytes);
-                keys.extend(chunk.keys.iter().map(|key| (key.clone(), None)));
-                for line in &chunk.lines {
-                    number += 1;
-                    if let Err(reason) = self.recorded(*line, &chunk.text, &mut keys)? {
-                        self.bad += 1;
-                        (self.on_bad)(&BadLine { path: path.to_owned(), number, reason });
-                    }
-                }
+                self.chunk(&chunk, &mut input)?;
             }
             Ok(())
         })
+    }
+
+    /// Takes the next lines of an input.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn chunk(&mut self, chunk: &recording::Chunk, input: &mut Input) -> Result<(), Error> {
+        input.keys.extend(chunk.keys.iter().map(|key| (key.clone(), None)));
+        for line in &chunk.lines {
+            input.lines += 1;
+            if let Err(reason) = self.recorded(*line, &chunk.text, &mut input.keys)? {
+                self.bad += 1;
+                (self.on_bad)(&BadLine { path: input.path.clone(), number: input.lines, reason });
+            }
+        }
+        Ok(())
     }
 
     /// Takes one line of a recording; the inner result says why it was passed over.
@@ -346,9 +358,14 @@ impl<'a, W: Write> Replay<'a, W> {
 
     fn say(&mut self, delta: &Delta) -> Result<(), Error> {
         for record in &delta.records {
-            let (Record::SlotClosed(crate::judge::SlotClosed { transitions, .. }) | Record::Configured { transitions, .. }) = record else { continue };
+            let (Record::SlotClosed(SlotClosed { transitions, notifications, .. }) | Record::Configured { transitions, notifications, .. }) = record else {
+                continue;
+            };
             for line in transitions {
                 self.say_line(line)?;
+            }
+            for notification in notifications {
+                self.told.notify(notification);
             }
         }
         Ok(())
@@ -357,7 +374,7 @@ impl<'a, W: Write> Replay<'a, W> {
     fn say_line(&mut self, line: &Transition) -> Result<(), Error> {
         serde_json::to_writer(&mut self.out, line).map_err(|e| Error::Write(e.into()))?;
         self.out.write_all(b"\n").map_err(Error::Write)?;
-        self.said.push(Said { at: line.at, event: line.event, id: line.id.clone(), summary: line.summary.clone() });
+        self.told.say(line);
         Ok(())
     }
 
@@ -413,18 +430,26 @@ impl<'a, W: Write> Replay<'a, W> {
     /// # Errors
     /// [`Error::Log`] and [`Error::Frame`].
     pub fn log(&mut self, data_dir: &Path, mut progress: impl FnMut(u64)) -> Result<(), Error> {
-        let first_counted = file::segments(&data_dir.join("log"))?.first().map_or(Position(0), |s| s.0);
-        for frame in file::archive_and_log(data_dir)? {
+        for frame in logged(data_dir)? {
             let frame = frame?;
-            let delta = Delta::from_frame(&frame)?;
-            if frame.position < first_counted {
-                // Before the counts begin, what was decided is taken as it stands.
-                self.apply(&delta);
-            } else {
-                self.frame(&delta)?;
-                progress(1);
-            }
+            self.logged(&frame)?;
+            progress(u64::from(frame.counted));
         }
+        Ok(())
+    }
+
+    /// Takes the next frame of a log.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn logged(&mut self, frame: &Logged) -> Result<(), Error> {
+        if frame.counted {
+            return self.frame(&frame.delta);
+        }
+        // Before the counts begin, what was decided is taken as it stands; what was owed is not, where it is given by hand.
+        let mut delta = frame.delta.clone();
+        delta.records.retain(|r| !(self.own_promises && matches!(r, Record::Configured { .. })));
+        self.apply(&delta);
         Ok(())
     }
 
@@ -453,31 +478,12 @@ impl<'a, W: Write> Replay<'a, W> {
     pub fn finish_log(&mut self) -> Result<(), Error> {
         self.out.flush().map_err(Error::Write)
     }
-}
 
-/// A line of an export.
-#[derive(serde::Serialize, serde::Deserialize)]
-pub struct ExportLine {
-    /// The position in the log.
-    pub frame: u64,
-    /// What it holds.
-    #[serde(flatten)]
-    pub delta: Delta,
-}
-
-/// Writes the frames of a data directory, one a line, for [`Replay::file`].
-///
-/// # Errors
-/// [`Error`].
-pub fn export(data_dir: &Path, mut out: impl Write) -> Result<u64, Error> {
-    let mut frames = 0;
-    for frame in file::archive_and_log(data_dir)? {
-        let frame = frame?;
-        let line = ExportLine { frame: frame.position.0, delta: Delta::from_frame(&frame)? };
-        serde_json::to_writer(&mut out, &line).map_err(|e| Error::Write(e.into()))?;
-        out.write_all(b"\n").map_err(Error::Write)?;
-        frames += 1;
+    /// What it leaves behind.
+    #[must_use]
+    pub fn replayed(self) -> Replayed {
+        let receivers = self.machine.judge.promises().receivers.iter().map(|r| r.name.as_str());
+        let (endpoints, last) = (self.endpoints(), self.now);
+        Replayed { first: self.first, last, timings: self.timings, endpoints, bad: self.bad, ..Replayed::new(self.told, receivers) }
     }
-    out.flush().map_err(Error::Write)?;
-    Ok(frames)
 }
