@@ -1,4 +1,4 @@
-//! What a person reads at the end of a replay: its incidents, as lines or as a table, and how two configurations differ. Nothing is wider than [`WIDTH`].
+//! What a person reads at the end of a replay: its incidents, as lines or as a table, and how two configurations differ. Nothing is wider than `WIDTH` columns.
 
 use std::collections::{BTreeMap, BTreeSet};
 
