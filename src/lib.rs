@@ -9,6 +9,7 @@
 //!                    per
 //!                    commit,          history: closed minutes, hours, days in files
 //!                    fsync, "200"     show: API · /metrics · health read slots and history
+//! run/watching  the detectors, beside: closed quarters of an hour in, what they find back into the log
 //! run/live    real clock, sockets, disk  ┐ the very same machine, frame for frame
 //! run/replay  virtual clock, recordings  ┘
 //! ```
@@ -28,6 +29,7 @@
 //! 8. A notification is decided in the log before it is sent; a resolve is never lost ([`notify::outbox`]).
 //! 9. Everything has a limit that can be set ([`config`]); critical endpoints never fall under those for others ([`history::catalogue`]).
 //! 10. Every decision carries its evidence ([`incident::Evidence`]).
+//! 11. What detectors find live, after a crash and in a replay is the same ([`detect::fleet`], [`run::watching`], `tests/watching.rs`).
 //!
 //! Absent on purpose: averaged percentiles, a verdict without enough requests ([`judge::evidence`]), a second clock, locks around state.
 
