@@ -118,6 +118,8 @@ pub struct Fleet {
     pub(super) thresholds: [Thresholds; 2],
     pub(super) members: Vec<Member>,
     pub(super) kept: Kept,
+    /// Endpoints by service and environment, ascending.
+    pub(super) services: BTreeMap<(String, String), Vec<EndpointId>>,
     /// In the order of time.
     pub(super) markers: VecDeque<Marker>,
     scratch: Residuals,
@@ -132,6 +134,7 @@ impl Fleet {
             thresholds: [Thresholds::never(); 2],
             members: Vec::new(),
             kept: Kept::default(),
+            services: BTreeMap::new(),
             markers: VecDeque::new(),
             scratch: Residuals::new(),
         };
@@ -182,6 +185,8 @@ impl Fleet {
     /// Learns of an endpoint; numbers come dense and ascending.
     pub fn add(&mut self, key: Arc<EndpointKey>, critical: bool) {
         let (limits, ends) = (limits_of(&key, &self.promises), ends_of(&key, &self.promises));
+        let id = EndpointId(u32::try_from(self.members.len()).unwrap_or(u32::MAX));
+        self.services.entry((key.service.clone(), key.env.clone())).or_default().push(id);
         self.members.push(Member { key, critical, limits, ends, watch: Watch::default() });
     }
 

@@ -77,19 +77,15 @@ impl Fleet {
     /// What a service's endpoints have in common, if enough of them have changed.
     #[expect(clippy::cast_precision_loss, reason = "endpoints")]
     fn of_service(&mut self, quarter: i64, service: &(String, String), found: &[(EndpointId, Finding)]) -> Option<Found> {
-        let in_service = |id: EndpointId| {
-            let key = &self.members[id.0 as usize].key;
-            (&key.service, &key.env) == (&service.0, &service.1)
-        };
         let sizes = || found.iter().filter_map(|(id, f)| Some((size_of(f)?, *id, f)));
         let mut sorted: Vec<_> = sizes().collect();
         sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (change, id, first) = *sorted.get(sorted.len() / 2)?;
         let quarters = window_of(first);
-        let watched: Vec<EndpointId> = (0..).map(EndpointId).take(self.members.len()).filter(|id| in_service(*id)).collect();
+        let watched = self.services.get(service)?;
         let changes = watched.iter().filter_map(|id| Some((*id, self.members[id.0 as usize].watch.change_over(quarters)?)));
         let changes: Vec<(EndpointId, f32)> = changes.collect();
-        let mut members: BTreeSet<EndpointId> = self.kept.recent.iter().map(|r| r.1).filter(|id| in_service(*id)).collect();
+        let mut members: BTreeSet<EndpointId> = self.kept.recent.iter().map(|r| r.1).filter(|id| watched.binary_search(id).is_ok()).collect();
         // Those too quiet to be found by themselves, as far as they went the same way.
         members.extend(changes.iter().filter(|(_, c)| *c >= TOGETHER_CHANGE * change).map(|(id, _)| *id));
         let known = self.kept.together.get(service).filter(|t| quarter - t.since <= TOGETHER_WITHIN);
@@ -162,9 +158,9 @@ impl Fleet {
         let Finding::Collapse(collapse) = finding else { return false };
         let own = &self.members[id.0 as usize].key;
         let hours = collapse.quarters.div_ceil(4);
-        let others =
-            self.members.iter().zip((0..).map(EndpointId)).filter(|(m, other)| (&m.key.service, &m.key.env) == (&own.service, &own.env) && *other != id);
-        let sums = others.filter_map(|(m, _)| m.watch.memory().traffic_of(hours)).fold((0.0, 0.0), |sum, (seen, expected)| (sum.0 + seen, sum.1 + expected));
+        let service = (own.service.clone(), own.env.clone());
+        let others = self.services.get(&service).into_iter().flatten().filter(|other| **other != id).map(|other| &self.members[other.0 as usize]);
+        let sums = others.filter_map(|m| m.watch.memory().traffic_of(hours)).fold((0.0, 0.0), |sum, (seen, expected)| (sum.0 + seen, sum.1 + expected));
         let kept = matches!(siblings::share((collapse.seen, collapse.expected), sums, SHARE_FELL), Share::Kept(_));
         kept && (HOLIDAY.0..HOLIDAY.1).contains(&(sums.0 / sums.1))
     }
@@ -173,8 +169,9 @@ impl Fleet {
     #[expect(clippy::cast_precision_loss, reason = "endpoints")]
     fn quiet_service(&mut self, quarter: i64, service: &(String, String), found: &[(EndpointId, Finding)]) -> Option<Found> {
         let quarters = found.iter().filter_map(|(_, f)| if let Finding::Collapse(c) = f { Some(c.quarters) } else { None }).max()?;
-        let in_service = self.members.iter().zip((0..).map(EndpointId)).filter(|(m, _)| (&m.key.service, &m.key.env) == (&service.0, &service.1));
-        let shares: Vec<(EndpointId, f32)> = in_service.filter_map(|(m, id)| Some((id, m.watch.traffic_share(quarters)?))).collect();
+        let watched = self.services.get(service)?;
+        let shares = watched.iter().filter_map(|id| Some((*id, self.members[id.0 as usize].watch.traffic_share(quarters)?)));
+        let shares: Vec<(EndpointId, f32)> = shares.collect();
         let known = self.kept.quiet.get(service);
         let mut members: BTreeSet<EndpointId> = shares.iter().filter(|(_, share)| *share <= QUIET_SHARE).map(|(id, _)| *id).collect();
         members.extend(found.iter().map(|(id, _)| *id));
@@ -188,14 +185,13 @@ impl Fleet {
         let of_one = told::change_of(finding, &first.watch, &self.thresholds[usize::from(!first.critical)], quarter);
         let seen: u64 = members.iter().map(|id| self.members[id.0 as usize].watch.requests_over(quarters)).sum();
         let names = members.iter().map(|id| name_in_service(&self.members[id.0 as usize].key)).collect::<BTreeSet<_>>();
-        let watched = self.members.iter().filter(|m| (&m.key.service, &m.key.env) == (&service.0, &service.1)).count();
         let change = Change {
             since: known.map_or(of_one.since, |k| k.change.since),
             seen: Some(seen),
             requests: seen,
             expected: None,
             endpoints: names.into_iter().collect(),
-            endpoints_watched: u32::try_from(watched).ok(),
+            endpoints_watched: u32::try_from(watched.len()).ok(),
             ..of_one
         };
         let critical = members.iter().any(|id| self.members[id.0 as usize].critical);
