@@ -52,6 +52,7 @@ enum Input {
     Batch(Submission),
     Decide(Command, oneshot::Sender<Result<Record, Refusal>>),
     Look(Look),
+    Fail(disk::Error),
     Stop,
 }
 
@@ -142,6 +143,12 @@ impl Handle {
             // There was no room on the disk, or the engine is gone, which the next try tells.
             std::thread::sleep(NO_ROOM_WAIT);
         }
+    }
+
+    /// Ends the engine: what stands beside it could not be written.
+    pub fn fail(&self, error: disk::Error) {
+        // It may have ended by itself.
+        drop(self.inputs.send(Input::Fail(error)));
     }
 
     /// Has somebody look at the state.
@@ -369,6 +376,7 @@ impl Engine {
                 look(&self.machine, &self.history);
             }
             Input::Stop => return Ok(true),
+            Input::Fail(error) => return Err(self.lost(error)),
             // Without an answer: it was not decided.
             Input::Decide(..) if !self.first.is_empty() => {}
             Input::Decide(command, reply) => {
@@ -547,7 +555,7 @@ impl Engine {
     }
 
     fn lost(&self, error: disk::Error) -> disk::Error {
-        error!(%error, position = self.machine.position.0, "the log cannot be written: this process ends, and the next one reads the disk anew");
+        error!(%error, position = self.machine.position.0, "the disk fails: this process ends, and the next one reads it anew");
         error
     }
 

@@ -1,7 +1,7 @@
 //! The thread that watches: when the rows of a quarter of an hour are in history it runs them through the detectors, and has the engine record what they find.
 //!
 //! Its own state is what it has learnt and remembers, at most some 2 kB an endpoint. It is written to `watch/` after each slow run (four times a day) and caught up from history at
-//! a start; what was recorded before is not recorded again. When the file is gone, the last sixteen days are lived through anew.
+//! a start; what was recorded before is not recorded again. A disk that fails ends the process, as anywhere; one that is full is waited for. When the file is gone, the last sixteen days are lived through anew.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -144,10 +144,17 @@ impl Thread {
                 }
                 self.recorded = Some(quarter);
             }
-            if is_slow_run(quarter)
-                && let Err(error) = write(&self.path, &self.fleet.keep())
-            {
-                warn!(%error, "what the detectors have learnt was not written: a start will catch up from the state before");
+            if is_slow_run(quarter) {
+                match write(&self.path, &self.fleet.keep()) {
+                    Err(error @ file::Error::NoRoom { .. }) => {
+                        warn!(%error, "what the detectors have learnt was not written: a start will catch up from the state before");
+                    }
+                    Err(error) => {
+                        self.engine.fail(error.into());
+                        return false;
+                    }
+                    Ok(()) => {}
+                }
             }
         }
         true
@@ -185,7 +192,7 @@ impl Past for Past15 {
     }
 }
 
-/// Why what was kept cannot be read or written.
+/// Why what was kept cannot be read.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
@@ -208,7 +215,7 @@ fn read(path: &Path) -> Result<Option<Kept>, Error> {
     kept.map(Some).ok_or_else(|| Error::Damaged { path: path.to_owned() })
 }
 
-fn write(path: &Path, kept: &Kept) -> Result<(), Error> {
+fn write(path: &Path, kept: &Kept) -> Result<(), file::Error> {
     let body = postcard::to_stdvec(kept).expect("plain data");
     let mut bytes = MAGIC.to_vec();
     bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
