@@ -555,7 +555,7 @@ impl Engine {
     }
 
     fn lost(&self, error: disk::Error) -> disk::Error {
-        error!(%error, position = self.machine.position.0, "the disk fails: this process ends, and the next one reads it anew");
+        error!(%error, position = self.machine.position.0, "the disk fails: this process ends, and the next one reads the disk anew");
         error
     }
 
