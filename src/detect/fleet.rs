@@ -190,24 +190,6 @@ impl Fleet {
         self.members.push(Member { key, critical, limits, ends, watch: Watch::default() });
     }
 
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.members.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
-    }
-
-    /// The watch of an endpoint.
-    #[must_use]
-    pub fn watch(&self, id: EndpointId) -> Option<&Watch> {
-        self.members.get(id.0 as usize).map(|m| &m.watch)
-    }
-
     /// The quarter that is to be run next, once there was one.
     #[must_use]
     pub fn next(&self) -> Option<i64> {
@@ -357,14 +339,12 @@ impl Fleet {
         let threshold = self.thresholds[1].flow;
         for ((flow, env), ([work_in, work_out], end)) in work {
             let owed = &promises.flows[flow];
-            #[expect(clippy::cast_precision_loss, reason = "a share")]
-            let declared = owed.ratio_ppb.map(|ppb| ppb as f32 / PPB as f32);
             let at = self.kept.streams.iter().position(|s| s.name == owed.name && s.env == env).unwrap_or_else(|| {
                 self.kept.streams.push(Stream { name: owed.name.clone(), env: env.clone(), flow: Flow::default(), missing_since: None });
                 self.kept.streams.len() - 1
             });
             let stream = &mut self.kept.streams[at];
-            let missing = stream.flow.quarter(quarter, work_in, work_out, declared, threshold);
+            let missing = stream.flow.quarter(quarter, work_in, work_out, threshold);
             // Somebody wrote it into the configuration: it matters.
             let subject = (end.map_or_else(|| selected(&owed.to, &env), |key| (*key).clone()), true);
             if let Some(missing) = missing {
@@ -373,7 +353,7 @@ impl Fleet {
                 said.push(of_member(subject, quarter, Kind::Flow, Stage::Begun, None, change));
             } else if let Some(since) = stream.missing_since {
                 let quarters = usize::try_from(quarter - since).unwrap_or(0).min(16);
-                if quarters >= 4 && stream.flow.is_whole(quarters, declared) == Some(true) {
+                if quarters >= 4 && stream.flow.is_whole(quarters) == Some(true) {
                     stream.missing_since = None;
                     let change = Change { name: Some(owed.name.clone()), ..Change::default() };
                     said.push(of_member(subject, quarter, Kind::Flow, Stage::Over, None, change));
@@ -440,11 +420,11 @@ mod tests {
 
     /// Endpoints of one service at 24 requests an hour, until they stop; what is found.
     fn shop(days: i64, endpoints: u32, stop: i64, back: i64, prepare: impl Fn(&mut Fleet)) -> Vec<Found> {
-        shop_at(days, endpoints, prepare, |_, at| if (stop..back).contains(&at) { 0 } else { 6 })
+        shop_at(days, endpoints, prepare, |_, at| if (stop..back).contains(&at) { 0 } else { 6 }, |_| 1.0)
     }
 
-    /// Likewise, at so many requests each quarter.
-    fn shop_at(days: i64, endpoints: u32, prepare: impl Fn(&mut Fleet), requests: impl Fn(u32, i64) -> u64) -> Vec<Found> {
+    /// Likewise, at so many requests each quarter, which take so many times as long.
+    fn shop_at(days: i64, endpoints: u32, prepare: impl Fn(&mut Fleet), requests: impl Fn(u32, i64) -> u64, growth: impl Fn(f64) -> f64) -> Vec<Found> {
         let (mut fleet, mut quarters, mut found) = (Fleet::new(Arc::default()), Quarters::default(), Vec::new());
         for n in 0..endpoints {
             let key = EndpointKey { service: "shop".to_owned(), env: String::new(), kind: "http".to_owned(), method: "GET".to_owned(), route: format!("/{n}") };
@@ -455,7 +435,9 @@ mod tests {
         for quarter in FIRST..FIRST + days * 96 {
             for n in 0..endpoints {
                 let slot = Slot(u32::try_from(quarter * QUARTER_SLOTS).unwrap());
-                let us = 100_000 + u64::try_from(quarter % 7).unwrap() * 5_000;
+                let day = f64::from(u32::try_from(quarter - FIRST).unwrap()) / 96.0;
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a tenth of a second")]
+                let us = (f64::from(u32::try_from(100_000 + quarter % 7 * 5_000).unwrap()) * growth(day)) as u64;
                 let requests = requests(n, quarter - FIRST);
                 if requests > 0 {
                     quarters.count(EndpointId(n), slot, |h| h.record(us, requests));
@@ -476,13 +458,22 @@ mod tests {
         assert!(silent.iter().any(|f| f.kind == Kind::Silence && f.stage == Stage::Begun), "{silent:?}");
     }
 
+    /// A database that fills up slows all of a service down, day by day: each endpoint has a promise of its own to break.
+    #[test]
+    fn creeps_are_told_one_by_one() {
+        let found = shop_at(26, 4, |_| (), |_, _| 6, |day| 1.0 + 0.04 * (day - 15.0).max(0.0));
+        let begun: Vec<_> = found.iter().filter(|f| f.stage == Stage::Begun).collect();
+        assert_eq!(begun.len(), 4, "{begun:?}");
+        assert!(begun.iter().all(|f| f.kind == Kind::Creep && !f.endpoint.route.is_empty() && f.change.endpoints.is_empty()), "{begun:?}");
+    }
+
     #[test]
     fn a_holiday_raises_nothing_and_what_breaks_on_it_is_told() {
         let holiday = |at: i64| (15 * 96..16 * 96).contains(&at);
-        assert_eq!(shop_at(17, 6, |_| (), |_, at| if holiday(at) { 3 } else { 6 }), []);
+        assert_eq!(shop_at(17, 6, |_| (), |_, at| if holiday(at) { 3 } else { 6 }, |_| 1.0), []);
         // The orders stop at noon of that day.
         let broken = |n: u32, at: i64| if n == 0 && holiday(at) && at >= 15 * 96 + 48 { 0 } else { 6 - 3 * u64::from(holiday(at)) };
-        let found = shop_at(17, 6, |_| (), broken);
+        let found = shop_at(17, 6, |_| (), broken, |_| 1.0);
         let begun: Vec<_> = found.iter().filter(|f| f.stage == Stage::Begun).collect();
         assert_eq!(begun.iter().map(|f| f.endpoint.route.as_str()).collect::<Vec<_>>(), ["/0"]);
     }

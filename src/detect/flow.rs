@@ -57,16 +57,16 @@ pub struct Missing {
 }
 
 impl Flow {
-    /// Takes in a quarter of an hour of work in and out; `ratio` where it is declared.
-    pub fn quarter(&mut self, quarter: i64, work_in: u64, work_out: u64, declared: Option<f32>, threshold: f32) -> Option<Missing> {
+    /// Takes in a quarter of an hour of work in and out.
+    pub fn quarter(&mut self, quarter: i64, work_in: u64, work_out: u64, threshold: f32) -> Option<Missing> {
         self.quarters.push((Count::new(work_in), Count::new(work_out)));
         if quarter.rem_euclid(4) == 3 && quarter >= self.rests_until {
             self.learn();
         }
-        if self.sums.0 < LEARNT_MIN && declared.is_none() || quarter < self.rests_until {
+        if self.sums.0 < LEARNT_MIN || quarter < self.rests_until {
             return None;
         }
-        let ratio = declared.unwrap_or(self.sums.1 / self.sums.0);
+        let ratio = self.sums.1 / self.sums.0;
         let residual = (self.sums.2 + FLEET_HOURS * FLEET_VARIANCE) / (self.hours + FLEET_HOURS);
         let chance = (ratio * (1.0 - ratio)).max(0.0);
         let (mut seen, mut counted): ((f32, f32), usize) = ((0.0, 0.0), 0);
@@ -98,14 +98,14 @@ impl Flow {
 
     /// Whether what went in over the last quarters of an hour came out again; `None` with too little work.
     #[must_use]
-    pub fn is_whole(&self, quarters: usize, declared: Option<f32>) -> Option<bool> {
+    pub fn is_whole(&self, quarters: usize) -> Option<bool> {
         let (mut seen, mut counted) = ((0.0, 0.0), 0);
         while counted < quarters {
             let (i, o) = self.quarters.back(counted)?;
             seen = (seen.0 + i.get(), seen.1 + o.get());
             counted += 1;
         }
-        let expected = declared.unwrap_or(self.sums.1 / self.sums.0.max(1.0)) * seen.0;
+        let expected = self.sums.1 / self.sums.0.max(1.0) * seen.0;
         (expected >= OVER_MIN).then_some(expected - seen.1 < SHARE_MIN * expected)
     }
 
@@ -132,24 +132,19 @@ impl Flow {
 mod tests {
     use super::*;
 
-    fn run(hours: usize, out_of_20: impl Fn(usize) -> u64, declared: Option<f32>) -> Option<(usize, Missing)> {
+    fn run(hours: usize, out_of_20: impl Fn(usize) -> u64) -> Option<(usize, Missing)> {
         let mut flow = Flow::default();
         (0..hours * 4).find_map(|q| {
             let out = out_of_20(q) / 4 + u64::from(out_of_20(q) % 4 > u64::try_from(q % 4).unwrap());
-            flow.quarter(i64::try_from(q).unwrap(), 5, out, declared, 6.0).map(|m| (q, m))
+            flow.quarter(i64::try_from(q).unwrap(), 5, out, 6.0).map(|m| (q, m))
         })
     }
 
     #[test]
     fn a_ratio_is_learnt_and_a_quarter_that_vanishes_is_seen() {
-        let (at, missing) = run(400, |q| if q < 1200 { 18 } else { 12 }, None).unwrap();
+        let (at, missing) = run(400, |q| if q < 1200 { 18 } else { 12 }).unwrap();
         assert!((1200..1224).contains(&at), "{at} {missing:?}");
         assert!((missing.ratio - 0.9).abs() < 0.02);
-        assert_eq!(run(400, |_| 18, None), None);
-    }
-
-    #[test]
-    fn a_declared_ratio_needs_no_learning() {
-        assert!(run(8, |_| 10, Some(1.0)).is_some());
+        assert_eq!(run(400, |_| 18), None);
     }
 }

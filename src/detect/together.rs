@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::Finding;
-use super::fleet::{Fleet, News, member_of, of_member, with_limit};
+use super::fleet::{Fleet, Member, News, member_of, of_member, with_limit};
 use super::siblings::{self, Share};
+use super::slow::Shape;
 use super::told;
 use super::watch::is_slow_run;
 use crate::endpoint::{EndpointId, EndpointKey};
@@ -41,35 +42,40 @@ pub(super) struct Together {
 }
 
 impl Fleet {
-    /// Many endpoints of a service that change within a day are one incident; the others are said one by one.
+    /// Many endpoints of a service that slow down at once within a day are one incident. Everything else is said one by one: a creep has a date of its own, and a tail a shape.
     pub(super) fn put_together(&mut self, quarter: i64, news: News, said: &mut Vec<Found>) {
         while self.kept.recent.front().is_some_and(|(q, _)| *q < quarter - TOGETHER_WITHIN) {
             self.kept.recent.pop_front();
         }
-        self.kept.recent.extend(news.iter().map(|(id, _)| (quarter, *id)));
         self.end_together(quarter, said);
+        let (sudden, other): (News, News) = news.into_iter().partition(|(_, finding)| size_of(finding).is_some());
+        self.kept.recent.extend(sudden.iter().map(|(id, _)| (quarter, *id)));
+        said.extend(other.iter().map(|(id, finding)| self.of_endpoint(quarter, *id, finding)));
+        for (service, found) in self.by_service(sudden) {
+            match self.of_service(quarter, &service, &found) {
+                Some(one) => said.push(one),
+                None => said.extend(found.iter().map(|(id, finding)| self.of_endpoint(quarter, *id, finding))),
+            }
+        }
+    }
+
+    fn by_service(&self, news: News) -> BTreeMap<(String, String), News> {
         let mut services: BTreeMap<(String, String), News> = BTreeMap::new();
         for (id, finding) in news {
             let key = &self.members[id.0 as usize].key;
             services.entry((key.service.clone(), key.env.clone())).or_default().push((id, finding));
         }
-        for (service, found) in services {
-            if let Some(one) = self.of_service(quarter, &service, &found) {
-                said.push(one);
-                continue;
-            }
-            for (id, finding) in found {
-                said.push(self.of_endpoint(quarter, id, &finding));
-            }
-        }
+        services
     }
 
     /// One finding of one endpoint.
     fn of_endpoint(&self, quarter: i64, id: EndpointId, finding: &Finding) -> Found {
         let member = &self.members[id.0 as usize];
         let mut change = told::change_of(finding, &member.watch, &self.thresholds[usize::from(!member.critical)], quarter);
-        change.marker = self.marker_of(&member.key.service, change.since);
-        let breach = if is_slow_run(quarter) { member.forecast(quarter) } else { None };
+        if told::kind_of(finding).class() == Class::Latency {
+            change.marker = self.marker_of(&member.key.service, change.since);
+        }
+        let breach = if is_slow_run(quarter) && told::kind_of(finding).class() == Class::Latency { member.forecast(quarter) } else { None };
         let change = with_limit(change, breach.as_ref());
         of_member(member_of(&member.key, member.critical), quarter, told::kind_of(finding), Stage::Begun, breach.map(|b| b.0), change)
     }
@@ -77,8 +83,7 @@ impl Fleet {
     /// What a service's endpoints have in common, if enough of them have changed.
     #[expect(clippy::cast_precision_loss, reason = "endpoints")]
     fn of_service(&mut self, quarter: i64, service: &(String, String), found: &[(EndpointId, Finding)]) -> Option<Found> {
-        let sizes = || found.iter().filter_map(|(id, f)| Some((size_of(f)?, *id, f)));
-        let mut sorted: Vec<_> = sizes().collect();
+        let mut sorted: Vec<_> = found.iter().filter_map(|(id, f)| Some((size_of(f)?, *id, f))).collect();
         sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (change, id, first) = *sorted.get(sorted.len() / 2)?;
         let quarters = window_of(first);
@@ -97,7 +102,8 @@ impl Fleet {
             members.extend(known.members.iter().copied());
         }
         let critical = members.iter().any(|id| self.members[id.0 as usize].critical);
-        let of_one = self.of_endpoint(quarter, id, first).change;
+        let member = &self.members[id.0 as usize];
+        let of_one = told::change_of(first, &member.watch, &self.thresholds[usize::from(!member.critical)], quarter);
         let requests = members.iter().map(|id| self.members[id.0 as usize].watch.requests_over(quarters)).sum();
         let names = members.iter().map(|id| name_in_service(&self.members[id.0 as usize].key));
         let since = known.map_or(of_one.since, |t| t.change.since);
@@ -110,45 +116,34 @@ impl Fleet {
             level_ms: None,
             level_before_ms: None,
             p95_ms: None,
-            limit: None,
             ..of_one
         };
         let together = Together { since: known.map_or(quarter, |t| t.since), members, change: change.clone() };
         self.kept.together.insert(service.clone(), together);
-        let kind = self.members[id.0 as usize].key.kind.clone();
-        Some(of_member((service_key(service, kind), critical), quarter, Kind::Step, stage, None, change))
+        Some(of_member((service_key(service, member.key.kind.clone()), critical), quarter, Kind::Step, stage, None, change))
     }
 
-    /// Endpoints of a service whose traffic fails together are one incident: of the service, or, when nothing at all arrives, of everything.
+    /// Endpoints of a service whose traffic fails together are one incident. On a holiday nothing is said.
     pub(super) fn put_traffic_together(&mut self, quarter: i64, news: News, said: &mut Vec<Found>) {
         let members = &self.members;
         self.kept.quiet.retain(|service, together| {
             let is_over = !together.members.iter().any(|id| members[id.0 as usize].watch.has_alarm(Class::Traffic));
             if is_over {
-                let kind = together.members.first().map_or_else(String::new, |id| members[id.0 as usize].key.kind.clone());
-                let critical = together.members.iter().any(|id| members[id.0 as usize].critical);
-                said.push(of_member((service_key(service, kind), critical), quarter, Kind::Throughput, Stage::Over, None, together.change.clone()));
+                said.push(service_is_over(members, service, together, quarter, Kind::Throughput));
             }
             !is_over
         });
-        let mut services: BTreeMap<(String, String), News> = BTreeMap::new();
-        for (id, finding) in news {
-            if self.is_holiday(id, &finding) {
-                self.members[id.0 as usize].watch.forget_traffic();
-                continue;
-            }
-            let key = &self.members[id.0 as usize].key;
-            services.entry((key.service.clone(), key.env.clone())).or_default().push((id, finding));
+        let (holiday, news): (News, News) = news.into_iter().partition(|(id, finding)| self.is_holiday(*id, finding));
+        for (id, _) in holiday {
+            self.members[id.0 as usize].watch.forget_traffic();
         }
-        for (service, found) in services {
-            if let Some(one) = self.quiet_service(quarter, &service, &found) {
-                said.push(one);
-                continue;
-            }
-            for (id, finding) in found {
-                let member = &self.members[id.0 as usize];
-                let change = told::change_of(&finding, &member.watch, &self.thresholds[usize::from(!member.critical)], quarter);
-                said.push(of_member(member_of(&member.key, member.critical), quarter, told::kind_of(&finding), Stage::Begun, None, change));
+        // A run that did not reach its end is its own.
+        let (collapsed, unfinished): (News, News) = news.into_iter().partition(|(_, finding)| matches!(finding, Finding::Collapse(_)));
+        said.extend(unfinished.iter().map(|(id, finding)| self.of_endpoint(quarter, *id, finding)));
+        for (service, found) in self.by_service(collapsed) {
+            match self.quiet_service(quarter, &service, &found) {
+                Some(one) => said.push(one),
+                None => said.extend(found.iter().map(|(id, finding)| self.of_endpoint(quarter, *id, finding))),
             }
         }
     }
@@ -211,9 +206,7 @@ impl Fleet {
             // Those that were only counted in have no alarm of their own.
             let is_over = quarter - together.since >= TOGETHER_WITHIN && back as f32 >= TOGETHER_BACK * together.members.len() as f32;
             if is_over {
-                let kind = together.members.first().map_or_else(String::new, |id| members[id.0 as usize].key.kind.clone());
-                let critical = together.members.iter().any(|id| members[id.0 as usize].critical);
-                said.push(of_member((service_key(service, kind), critical), quarter, Kind::Step, Stage::Over, None, together.change.clone()));
+                said.push(service_is_over(members, service, together, quarter, Kind::Step));
             }
             !is_over
         });
@@ -228,6 +221,13 @@ impl Fleet {
     }
 }
 
+fn service_is_over(members: &[Member], service: &(String, String), together: &Together, quarter: i64, kind: Kind) -> Found {
+    let of = || together.members.iter().map(|id| &members[id.0 as usize]);
+    let endpoint_kind = of().next().map_or_else(String::new, |member| member.key.kind.clone());
+    let key = service_key(service, endpoint_kind);
+    of_member((key, of().any(|member| member.critical)), quarter, kind, Stage::Over, None, together.change.clone())
+}
+
 fn name_in_service(key: &EndpointKey) -> String {
     if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) }
 }
@@ -236,10 +236,10 @@ fn service_key(service: &(String, String), kind: String) -> EndpointKey {
     EndpointKey { service: service.0.clone(), env: service.1.clone(), kind, method: String::new(), route: String::new() }
 }
 
-/// By how much a level changed.
+/// By how much a level has changed at once.
 fn size_of(finding: &Finding) -> Option<f32> {
     match finding {
-        Finding::Level(f) => Some(f.change),
+        Finding::Level(f) => (f.shape == Shape::Step).then_some(f.change),
         Finding::Step(f) => Some(f.change),
         Finding::Marked(f) => Some(f.change),
         Finding::Tail(_) | Finding::Collapse(_) | Finding::Unfinished(_) => None,

@@ -109,7 +109,7 @@ fn watch(s: &Stream, place: usize, thresholds: &Thresholds, costs: &mut Costs) -
 fn flow(s: &Stream, (from, to): (usize, usize), threshold: f32) -> Vec<(i64, String)> {
     let (mut flow, mut lines) = (Flow::default(), Vec::new());
     for (quarter, (work_in, work_out)) in (s.head.start / QUARTER_MS..).zip(s.quarters[from].iter().zip(&s.quarters[to])) {
-        if let Some(missing) = flow.quarter(quarter, work_in.count(), work_out.count(), None, threshold) {
+        if let Some(missing) = flow.quarter(quarter, work_in.count(), work_out.count(), threshold) {
             let evidence = json!({"missing": missing.ratio * missing.seen.0 - missing.seen.1, "score": missing.score, "quarters": missing.quarters});
             lines.push(line((quarter + 1) * QUARTER_MS + JUDGE_AFTER_MS, "opened", "flow", &s.head.endpoints[to], [None; 3], &evidence));
         }
