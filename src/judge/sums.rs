@@ -16,6 +16,9 @@ use crate::time::Slot;
 /// Slots in a block: the bits of a `u64`.
 const BLOCK: u32 = u64::BITS;
 
+/// Blocks that are forgotten together.
+const FORGOTTEN_AT_ONCE: usize = 16;
+
 /// Requests and bad ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Sum {
@@ -348,7 +351,10 @@ impl Sums {
     pub fn forget(&mut self, end: Slot, width_slots: u32) {
         self.forgotten_to = self.forgotten_to.max(end.back(width_slots.saturating_sub(1)));
         let whole = self.blocks.iter().take_while(|b| b.number < self.forgotten_to.0 / BLOCK).count();
-        self.blocks.drain(..whole);
+        // All others move: not for each block by itself.
+        if whole >= FORGOTTEN_AT_ONCE {
+            self.blocks.drain(..whole);
+        }
     }
 
     /// Bytes on the heap, about: what they were asked for, and 16 for each piece.
