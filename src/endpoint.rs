@@ -73,6 +73,12 @@ impl hashbrown::Equivalent<std::sync::Arc<EndpointKey>> for KeyRef<'_> {
 }
 
 impl EndpointKey {
+    /// What stands for a service as a whole, or for several with an empty name.
+    #[must_use]
+    pub fn of_service(service: &str, env: &str, kind: &str) -> Self {
+        Self { service: service.to_owned(), env: env.to_owned(), kind: kind.to_owned(), method: String::new(), route: String::new() }
+    }
+
     /// It, borrowed; hashes alike.
     #[must_use]
     pub fn as_ref(&self) -> KeyRef<'_> {

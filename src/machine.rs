@@ -23,14 +23,15 @@ use crate::history::gathered::{Block, Gathered};
 use crate::history::open_slots::{ClosedMinute, OpenSlots};
 use crate::history::reader::Wanted;
 use crate::history::totals::{Sums, Total};
-use crate::incident::Incident;
-use crate::ingest::batch_keys::{BatchKeys, Committed, Senders};
+use crate::incident::{Found, Incident};
+use crate::ingest::batch_keys::{BatchKeys, Committed, Identity, Senders};
 use crate::ingest::packed::Packed;
 use crate::ingest::{Batch, Detail, Fate, Fates, Item, Report, Whose};
 use crate::judge::{self, Judge, Promises, Record};
 use crate::log::record::{Frame, Kind, Position, Section};
 use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
 use crate::works::in_flight::{self, Running};
+use crate::works::presence::{self, Presence};
 use crate::works::promised::Promised;
 
 /// Recent latency is that of the last minute judged and of what came since.
@@ -187,7 +188,11 @@ impl Delta {
     pub fn at(&self) -> Option<Timestamp> {
         let of = |record: &Record| match record {
             Record::SlotClosed(closed) => Some(closed.end.end()),
-            Record::Started { at } | Record::Configured { at, .. } | Record::Delivered { at, .. } | Record::Unsilenced { at, .. } => Some(*at),
+            Record::Started { at }
+            | Record::Configured { at, .. }
+            | Record::Delivered { at, .. }
+            | Record::Unsilenced { at, .. }
+            | Record::Reports { at, .. } => Some(*at),
             Record::Acked { ack, .. } => Some(ack.at),
             Record::Silenced(_) | Record::Marked(_) | Record::Found { .. } => None,
         };
@@ -248,6 +253,8 @@ pub struct Machine {
     over_time: BTreeSet<EndpointKey>,
     /// Flows and expectations.
     works: Promised,
+    /// Who reports for which service.
+    pub presence: Presence,
     /// What the detectors run over, while judging alone; a live run has it from its history.
     pub quarters: Quarters,
 }
@@ -332,6 +339,7 @@ pub struct State {
     senders: Senders,
     judge: judge::Snapshot,
     works: Promised,
+    presence: Presence,
     running: Running,
     in_flight_reports: u64,
     details: u64,
@@ -377,6 +385,7 @@ impl Machine {
             running: Running::default(),
             over_time: BTreeSet::new(),
             works,
+            presence: Presence::default(),
             quarters: Quarters::default(),
         }
     }
@@ -449,7 +458,8 @@ impl Machine {
         let judged_to = self.judge.judged_to();
         // While something runs too long each slot end is looked at: it may be over, or forgotten.
         let running = judged_to.map(Slot::next).filter(|_| !self.over_time.is_empty() || !self.running.is_empty());
-        let due = self.judge.next_due().into_iter().chain(self.works.next_due(judged_to)).chain(running).min();
+        let beside = self.works.next_due(judged_to).into_iter().chain(self.presence.next_due(judged_to));
+        let due = self.judge.next_due().into_iter().chain(beside).chain(running).min();
         Some(due.map_or(target, |due| due.min(target)))
     }
 
@@ -518,37 +528,65 @@ impl Machine {
         }
         self.details += delta.details.len() as u64;
         for record in &delta.records {
-            let before = self.history_to();
-            effects.incidents.extend(self.judge.apply(record));
-            match record {
-                Record::SlotClosed(closed) => {
-                    self.look_at_running(closed.end.end());
-                    let found = self.works.judge(closed.end);
-                    self.judge.find(found);
-                    let minutes = self.open.close_minutes(closed.end, &self.with_rules);
-                    let counting = &self.counting;
-                    self.recent.keep_since(Slot((closed.end.0 + 1).saturating_sub(RECENT_SLOTS)), &minutes, |id| {
-                        counting[id.0 as usize].as_ref().is_some_and(|c| c.critical)
-                    });
-                    effects.closed.extend(minutes);
-                    let (from, after) = (effects.closed_to.map_or(before, |c| c.0), self.history_to());
-                    effects.closed_to = Some((from, after));
-                }
-                Record::Configured { at, .. } => {
-                    self.works.configure(self.judge.promises(), self.catalogue.entries().iter().map(|e| &*e.key), *at);
-                    self.count_anew();
-                    effects.made_critical.extend(self.make_critical());
-                }
-                Record::Delivered { receiver, result, .. } => {
-                    *self.delivered.entry((receiver.clone(), result.name())).or_default() += 1;
-                }
-                _ => {}
-            }
+            self.take_record(record, &mut effects);
         }
         if let Some(carried) = &delta.carried {
             self.carry(carried);
         }
         effects
+    }
+
+    fn take_record(&mut self, record: &Record, effects: &mut Effects) {
+        let before = self.history_to();
+        effects.incidents.extend(self.judge.apply(record));
+        match record {
+            Record::SlotClosed(closed) => self.take_closed(closed.end, before, effects),
+            Record::Configured { at, .. } => {
+                self.works.configure(self.judge.promises(), self.catalogue.entries().iter().map(|e| &*e.key), *at);
+                self.count_anew();
+                effects.made_critical.extend(self.make_critical());
+            }
+            Record::Found { found, .. } => self.find(found.clone()),
+            Record::Started { at } => self.presence.started(*at, self.judge.judged_to().map(Slot::end)),
+            Record::Reports { at, sender, service, env } => self.presence.reports(sender, (service.clone(), env.clone()), *at),
+            Record::Delivered { receiver, result, .. } => {
+                *self.delivered.entry((receiver.clone(), result.name())).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+
+    /// A slot was judged: what is judged beside it, and the minutes that leave memory. `before` is up to where history went.
+    fn take_closed(&mut self, end: Slot, before: Timestamp, effects: &mut Effects) {
+        self.look_at_running(end.end());
+        let keys = &self.keys;
+        let heard_at = |sender: &str| keys.senders().get(sender).map(|s| s.last_seen);
+        let (judge, catalogue) = (&self.judge, &self.catalogue);
+        let is_critical =
+            |service: &presence::Service| catalogue.entries().iter().any(|e| e.key.service == service.0 && e.key.env == service.1 && is_critical(judge, e));
+        let dark = self.presence.judge(end, heard_at, is_critical);
+        self.judge.find(dark);
+        let found = self.works.judge(end);
+        self.find(found);
+        let minutes = self.open.close_minutes(end, &self.with_rules);
+        let counting = &self.counting;
+        self.recent.keep_since(Slot((end.0 + 1).saturating_sub(RECENT_SLOTS)), &minutes, |id| counting[id.0 as usize].as_ref().is_some_and(|c| c.critical));
+        effects.closed.extend(minutes);
+        let (from, after) = (effects.closed_to.map_or(before, |c| c.0), self.history_to());
+        effects.closed_to = Some((from, after));
+    }
+
+    fn find(&mut self, found: Vec<Found>) {
+        let admitted = found.into_iter().filter_map(|one| self.presence.admit(one)).collect();
+        self.judge.find(admitted);
+    }
+
+    /// What is news of who reports for which service, of a batch that was folded into a delta.
+    #[must_use]
+    pub fn reports(&self, identity: &Identity, batch: &Batch, delta: &Delta, at: Timestamp) -> Vec<Record> {
+        let Identity::Sender(sender) = identity else { return Vec::new() };
+        let is_first = !self.keys.senders().contains_key(&sender.id);
+        self.presence.news(sender, is_first, batch, &self.catalogue, &delta.endpoints, at)
     }
 
     /// Requests that run for longer than their promise allows count as bad until they end.
@@ -655,7 +693,7 @@ impl Machine {
     /// Whether an endpoint is critical: configured so, or marked by a sender within the limit.
     #[must_use]
     pub fn is_critical(&self, entry: &Entry) -> bool {
-        entry.marked == Marked::Critical || self.judge.promises().is_critical(&entry.key)
+        is_critical(&self.judge, entry)
     }
 
     /// The critical endpoints from a number on.
@@ -677,6 +715,7 @@ impl Machine {
             senders: self.keys.senders_snapshot(),
             judge: self.judge.snapshot(),
             works: self.works.clone(),
+            presence: self.presence.clone(),
             running: self.running.clone(),
             in_flight_reports: self.in_flight_reports,
             details: self.details,
@@ -695,6 +734,7 @@ impl Machine {
         }
         machine.judge = judge;
         machine.works = kept.works;
+        machine.presence = kept.presence;
         let now = machine.judge.judged_to().unwrap_or_default().end();
         machine.works.configure(machine.judge.promises(), machine.catalogue.entries().iter().map(|e| &*e.key), now);
         machine.count_anew();
@@ -734,6 +774,10 @@ impl Machine {
         }
         self.judge.refresh();
     }
+}
+
+fn is_critical(judge: &Judge, entry: &Entry) -> bool {
+    entry.marked == Marked::Critical || judge.promises().is_critical(&entry.key)
 }
 
 /// Where the counts of a batch's key go.

@@ -106,6 +106,13 @@ pub struct Kept {
     pub(super) together: BTreeMap<(String, String), Together>,
     /// Likewise, of their traffic.
     pub(super) quiet: BTreeMap<(String, String), Together>,
+    /// Quarters in a row in which nothing at all came, and what was said of that.
+    pub(super) nothing_for: u16,
+    pub(super) nothing: Option<Together>,
+    /// The quarter in which the last time of that ended.
+    pub(super) nothing_to: Option<i64>,
+    /// What was found missing meanwhile, with the quarter in which others came back: what stays away is found again.
+    pub(super) returning: Vec<(i64, EndpointId)>,
     /// When nobody listened, in the order of time.
     gaps: VecDeque<(Timestamp, Timestamp)>,
 }
@@ -160,6 +167,10 @@ impl Fleet {
             recent: self.kept.recent.clone(),
             together: self.kept.together.clone(),
             quiet: self.kept.quiet.clone(),
+            nothing_for: self.kept.nothing_for,
+            nothing: self.kept.nothing.clone(),
+            nothing_to: self.kept.nothing_to,
+            returning: self.kept.returning.clone(),
             gaps: self.kept.gaps.clone(),
         }
     }
@@ -249,12 +260,14 @@ impl Fleet {
         }
         let marked: Vec<String> = self.markers.iter().filter(|m| quarter_of(Slot::containing(m.ts)) == quarter).map(|m| m.service.clone()).collect();
         let (mut news, mut said) = (<[News; 2]>::default(), Vec::new());
+        let mut is_nothing = true;
         let (mut work, ids) = (Work::new(), (0..).map(EndpointId).take(self.members.len()).collect::<Vec<_>>());
         for chunk in ids.chunks(CHUNK) {
             let needed = chunk.iter().map(|id| self.needed(*id, quarter)).min().unwrap_or(quarter);
             past.prepare(chunk[0].0..chunk[chunk.len() - 1].0 + 1, needed, quarter + 1);
             for id in chunk {
                 self.run_one(*id, quarter, &marked, past, &mut news, &mut said);
+                is_nothing &= past.quarter(*id, quarter).is_none_or(Histogram::is_empty);
                 let member = &self.members[id.0 as usize];
                 for (flow, way) in &member.ends {
                     let (through, end) = work.entry((*flow, member.key.env.clone())).or_default();
@@ -267,6 +280,7 @@ impl Fleet {
         }
         let [latency, traffic] = news;
         self.put_together(quarter, latency, &mut said);
+        self.kept.nothing_for = if is_nothing { self.kept.nothing_for.saturating_add(1) } else { 0 };
         self.put_traffic_together(quarter, traffic, &mut said);
         self.run_streams(quarter, work, &mut said);
         said.sort_by(|a, b| (&a.endpoint, a.kind).cmp(&(&b.endpoint, b.kind)));
@@ -425,9 +439,15 @@ mod tests {
 
     /// Likewise, at so many requests each quarter, which take so many times as long.
     fn shop_at(days: i64, endpoints: u32, prepare: impl Fn(&mut Fleet), requests: impl Fn(u32, i64) -> u64, growth: impl Fn(f64) -> f64) -> Vec<Found> {
+        services_at(days, &vec!["shop"; endpoints as usize], prepare, requests, growth)
+    }
+
+    /// Likewise, each endpoint of the service of that name.
+    fn services_at(days: i64, of: &[&str], prepare: impl Fn(&mut Fleet), requests: impl Fn(u32, i64) -> u64, growth: impl Fn(f64) -> f64) -> Vec<Found> {
         let (mut fleet, mut quarters, mut found) = (Fleet::new(Arc::default()), Quarters::default(), Vec::new());
-        for n in 0..endpoints {
-            let key = EndpointKey { service: "shop".to_owned(), env: String::new(), kind: "http".to_owned(), method: "GET".to_owned(), route: format!("/{n}") };
+        let endpoints = u32::try_from(of.len()).unwrap();
+        for (n, service) in of.iter().enumerate() {
+            let key = EndpointKey { method: "GET".to_owned(), route: format!("/{n}"), ..EndpointKey::of_service(service, "", "http") };
             fleet.add(Arc::new(key), false);
         }
         prepare(&mut fleet);
@@ -488,5 +508,31 @@ mod tests {
         let over: Vec<_> = found.iter().filter(|f| f.stage == Stage::Over && f.endpoint.route.is_empty()).collect();
         assert_eq!(over.len(), 1);
         assert!(over[0].due > due_slot(FIRST + back - 1));
+    }
+
+    /// A collector dies: all services fall silent at once, each endpoint when its own traffic allows to say so.
+    #[test]
+    fn when_nothing_comes_from_any_service_it_is_one_incident_and_what_stays_away_after_it_is_told() {
+        let of = ["shop", "shop", "shop", "mail", "cards", "cards"];
+        let (stop, back) = (15 * 96 + 40, 15 * 96 + 60);
+        let rate = |n: u32| [12, 9, 1, 6, 4, 2][n as usize];
+        let found = services_at(18, &of, |_| (), |n, at| if (stop..back).contains(&at) { 0 } else { rate(n) }, |_| 1.0);
+        let begun: Vec<_> = found.iter().filter(|f| f.stage == Stage::Begun).collect();
+        assert_eq!(begun.len(), 1, "{begun:?}");
+        assert_eq!((begun[0].kind, begun[0].endpoint.service.as_str(), begun[0].change.services.len()), (Kind::Silence, "", 3));
+        assert_eq!(begun[0].change.since, told::end_of(FIRST + stop - 1));
+        let over: Vec<_> = found.iter().filter(|f| f.stage == Stage::Over && f.endpoint.service.is_empty()).collect();
+        assert_eq!(over.iter().map(|f| f.due).collect::<Vec<_>>(), [due_slot(FIRST + back)]);
+
+        // Cards stay away when the others are back.
+        let found = services_at(18, &of, |_| (), |n, at| if (stop..back).contains(&at) || n >= 4 && at >= stop { 0 } else { rate(n) }, |_| 1.0);
+        let begun: Vec<_> = found.iter().filter(|f| f.stage == Stage::Begun).map(|f| f.endpoint.service.as_str()).collect();
+        assert!(begun[0].is_empty() && begun.len() > 1 && begun[1..].iter().all(|s| *s == "cards"), "{begun:?}");
+
+        // One service alone that falls silent while others have none to lose is its own.
+        let night = |n: u32, at: i64| if n >= 3 && at % 96 < 32 || n < 3 && at >= 16 * 96 + 4 { 0 } else { rate(n) };
+        let found = services_at(17, &of, |_| (), night, |_| 1.0);
+        assert!(found.iter().filter(|f| f.stage == Stage::Begun).all(|f| f.endpoint.service == "shop"), "{found:?}");
+        assert!(!found.is_empty());
     }
 }

@@ -118,7 +118,7 @@ impl Quarters {
         while series.first < before && series.kept.pop_front().is_some() {
             series.first += 1;
         }
-        while series.hours.pop_front_if(|(hour, _)| *hour * 4 < before).is_some() {}
+        series.hours.retain(|(hour, _)| *hour * 4 >= before);
     }
 }
 

@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Finding;
 use super::fleet::{Fleet, Member, News, member_of, of_member, with_limit};
+use super::quarters::DAY_QUARTERS;
 use super::siblings::{self, Share};
 use super::slow::Shape;
 use super::told;
 use super::watch::is_slow_run;
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::incident::{Change, Class, Found, Kind, Marker, Stage};
-use crate::time::Timestamp;
+use crate::time::{Timestamp, humanize_ms};
 
 /// So many endpoints of a service, and this share of those that have requests enough to tell, make one incident of the service.
 const TOGETHER_MIN: usize = 3;
@@ -27,6 +28,8 @@ const TOGETHER_BACK: f32 = 0.7;
 /// Standard deviations by which an endpoint's share of its service must have fallen, and what a holiday leaves of the traffic of the rest.
 const SHARE_FELL: f32 = 3.0;
 const HOLIDAY: (f32, f32) = (0.35, 0.8);
+/// Requests that should have come, for their absence not to be chance: `exp(-10)` is 0.00005.
+const NOT_BY_CHANCE: f32 = 10.0;
 /// An endpoint has lost its traffic with the others from this share of the last day's on.
 const QUIET_SHARE: f32 = 0.5;
 /// A change so long after a marker, or a little before it, may be its doing.
@@ -120,7 +123,7 @@ impl Fleet {
         };
         let together = Together { since: known.map_or(quarter, |t| t.since), members, change: change.clone() };
         self.kept.together.insert(service.clone(), together);
-        Some(of_member((service_key(service, member.key.kind.clone()), critical), quarter, Kind::Step, stage, None, change))
+        Some(of_member((EndpointKey::of_service(&service.0, &service.1, &member.key.kind), critical), quarter, Kind::Step, stage, None, change))
     }
 
     /// Endpoints of a service whose traffic fails together are one incident. On a holiday nothing is said.
@@ -138,14 +141,63 @@ impl Fleet {
             self.members[id.0 as usize].watch.forget_traffic();
         }
         // A run that did not reach its end is its own.
-        let (collapsed, unfinished): (News, News) = news.into_iter().partition(|(_, finding)| matches!(finding, Finding::Collapse(_)));
+        let (collapsed, mut unfinished): (News, News) = news.into_iter().partition(|(_, finding)| matches!(finding, Finding::Collapse(_)));
+        if self.kept.nothing.is_some() || self.kept.nothing_to.is_some_and(|last| quarter - last < DAY_QUARTERS) {
+            // What was done in that time nobody counted.
+            unfinished.drain(..).for_each(|(id, _)| self.members[id.0 as usize].watch.forget_traffic());
+        }
         said.extend(unfinished.iter().map(|(id, finding)| self.of_endpoint(quarter, *id, finding)));
+        let collapsed = self.put_nothing(quarter, collapsed, said);
         for (service, found) in self.by_service(collapsed) {
             match self.quiet_service(quarter, &service, &found) {
                 Some(one) => said.push(one),
                 None => said.extend(found.iter().map(|(id, finding)| self.of_endpoint(quarter, *id, finding))),
             }
         }
+    }
+
+    /// When nothing at all comes, of no service, where other services should have traffic too, then what carries the reports is gone: one incident. What is left to be said.
+    fn put_nothing(&mut self, quarter: i64, news: News, said: &mut Vec<Found>) -> News {
+        if let Some(nothing) = self.kept.nothing.take_if(|_| self.kept.nothing_for == 0) {
+            said.push(self.nothing_found(quarter, &nothing, Stage::Over));
+            self.kept.nothing_to = Some(quarter);
+            self.kept.returning.extend(nothing.members.into_iter().map(|id| (quarter, id)));
+        }
+        let members = &mut self.members;
+        self.kept.returning.retain(|(since, id)| {
+            let watch = &mut members[id.0 as usize].watch;
+            match watch.is_missing_since(*since, quarter) {
+                Some(true) => watch.forget_traffic(),
+                None if watch.has_alarm(Class::Traffic) => return true,
+                _ => {}
+            }
+            false
+        });
+        if self.kept.nothing.is_none() && self.kept.nothing_for > 0 && !news.is_empty() && self.others_should_have_traffic(&news) {
+            let since = told::end_of(quarter - i64::from(self.kept.nothing_for));
+            let window = humanize_ms(told::end_of(quarter).0 - since.0);
+            let services = self.services.keys().map(|(service, env)| if env.is_empty() { service.clone() } else { format!("{service} ({env})") }).collect();
+            let change = Change { since, window, seen: Some(0), services, ..Change::default() };
+            let nothing = Together { since: quarter, members: BTreeSet::new(), change };
+            said.push(self.nothing_found(quarter, &nothing, Stage::Begun));
+            self.kept.nothing = Some(nothing);
+        }
+        let Some(nothing) = &mut self.kept.nothing else { return news };
+        nothing.members.extend(news.iter().map(|(id, _)| *id));
+        News::new()
+    }
+
+    fn nothing_found(&self, quarter: i64, nothing: &Together, stage: Stage) -> Found {
+        let critical = self.members.iter().any(|member| member.critical);
+        of_member((EndpointKey::of_service("", "", ""), critical), quarter, Kind::Silence, stage, None, nothing.change.clone())
+    }
+
+    /// Whether the same hour of earlier weeks had requests enough, of services that nothing was found of, for their silence not to be chance.
+    fn others_should_have_traffic(&self, news: &News) -> bool {
+        let found: BTreeSet<_> = news.iter().map(|(id, _)| &self.members[id.0 as usize].key).map(|key| (&key.service, &key.env)).collect();
+        let others = self.members.iter().filter(|member| !found.contains(&(&member.key.service, &member.key.env)));
+        let an_hour: f32 = others.filter_map(|member| Some(member.watch.memory().traffic_of(1)?.1)).sum();
+        an_hour * f32::from(self.kept.nothing_for) / 4.0 >= NOT_BY_CHANCE
     }
 
     /// Whether the rest of the service is as quiet as this endpoint, and not dead: then it is the day and not the endpoint.
@@ -190,7 +242,7 @@ impl Fleet {
             ..of_one
         };
         let critical = members.iter().any(|id| self.members[id.0 as usize].critical);
-        let key = service_key(service, first.key.kind.clone());
+        let key = EndpointKey::of_service(&service.0, &service.1, &first.key.kind);
         let since = known.map_or(quarter, |k| k.since);
         self.kept.quiet.insert(service.clone(), Together { since, members, change: change.clone() });
         let kind = if seen == 0 { Kind::Silence } else { Kind::Throughput };
@@ -223,17 +275,13 @@ impl Fleet {
 
 fn service_is_over(members: &[Member], service: &(String, String), together: &Together, quarter: i64, kind: Kind) -> Found {
     let of = || together.members.iter().map(|id| &members[id.0 as usize]);
-    let endpoint_kind = of().next().map_or_else(String::new, |member| member.key.kind.clone());
-    let key = service_key(service, endpoint_kind);
+    let endpoint_kind = of().next().map_or("", |member| member.key.kind.as_str());
+    let key = EndpointKey::of_service(&service.0, &service.1, endpoint_kind);
     of_member((key, of().any(|member| member.critical)), quarter, kind, Stage::Over, None, together.change.clone())
 }
 
 fn name_in_service(key: &EndpointKey) -> String {
     if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) }
-}
-
-fn service_key(service: &(String, String), kind: String) -> EndpointKey {
-    EndpointKey { service: service.0.clone(), env: service.1.clone(), kind, method: String::new(), route: String::new() }
 }
 
 /// By how much a level has changed at once.

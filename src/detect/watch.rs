@@ -87,6 +87,14 @@ impl Watch {
         self.memory.traffic_may_be_found();
     }
 
+    /// Whether traffic that was found missing is so still, by the whole hours since a quarter; `None` with too few requests to be expected of them.
+    #[must_use]
+    pub fn is_missing_since(&self, since: i64, quarter: i64) -> Option<bool> {
+        let hours = usize::try_from((quarter + 1).div_euclid(4) - (since + 3).div_euclid(4)).unwrap_or(0).min(24);
+        let (seen, expected) = self.memory.traffic_of(hours).filter(|(_, expected)| hours > 0 && *expected >= TRAFFIC_MIN)?;
+        Some(self.has_alarm(Class::Traffic) && seen < TRAFFIC_BACK * expected)
+    }
+
     /// The quarter in which it was found.
     #[must_use]
     pub fn alarm_since(&self, class: Class) -> Option<i64> {

@@ -8,6 +8,9 @@ use crate::time::{Timestamp, humanize_ms};
 #[must_use]
 pub fn summary(key: &EndpointKey, kind: Kind, event: Event, change: &Change, breach: Option<Breach>, open_for_ms: i64) -> String {
     let title = whom(key, change);
+    if !change.services.is_empty() {
+        return presence(event, change, open_for_ms);
+    }
     if event == Event::Resolved {
         if !change.endpoints.is_empty() {
             return format!("{title} are as before after {}.", humanize_ms(open_for_ms));
@@ -40,9 +43,51 @@ pub fn summary(key: &EndpointKey, kind: Kind, event: Event, change: &Change, bre
     text
 }
 
+/// `Nobody reports for shop (prod) any more: its 2 senders (web-1, web-2) were last heard of at 2025-12-24 03:12 UTC.`
+fn presence(event: Event, change: &Change, open_for_ms: i64) -> String {
+    let services = listed(&change.services, change.services.len());
+    if event == Event::Resolved {
+        return format!("{services}: heard of again after {}.", humanize_ms(open_for_ms));
+    }
+    let last = minute(change.since);
+    let Some(n) = change.senders_gone.map(|n| n as usize) else {
+        return format!(
+            "Nothing at all has come since {last}, from any of {} services ({services}). What they have in common is the first suspect: a collector, the network, this \
+             server's address.",
+            change.services.len()
+        );
+    };
+    let senders = listed(&change.senders, n);
+    match (change.services.len(), n) {
+        (1, 1) => format!("Nobody reports for {services} any more: its only sender ({senders}) was last heard of at {last}."),
+        (1, _) => format!("Nobody reports for {services} any more: its {n} senders ({senders}) were last heard of at {last}."),
+        (all, 1) => format!("Nobody reports for {all} services any more ({services}): their one sender ({senders}) was last heard of at {last}."),
+        (all, _) => format!(
+            "Nobody reports for {all} services any more ({services}): their {n} senders ({senders}) are gone together, since {last}. \
+             What they have in common is the first suspect: a collector, the network, this server's address."
+        ),
+    }
+}
+
+/// The first few, and how many more.
+fn listed(names: &[String], all: usize) -> String {
+    let shown = &names[..names.len().min(NAMES_SHOWN)];
+    let more = all.max(names.len()) - shown.len();
+    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
+}
+
+/// Names that a sentence lists; the evidence has more.
+const NAMES_SHOWN: usize = 5;
+
 /// What a subject says of it, the same in all mails of an incident.
 #[must_use]
 pub fn headline(key: &EndpointKey, kind: Kind, change: &Change) -> String {
+    match change.services.as_slice() {
+        [] => {}
+        _ if change.senders_gone.is_none() => return "nothing comes from any service".to_owned(),
+        [one] => return format!("nobody reports for {one}"),
+        several => return format!("nobody reports for {} services", several.len()),
+    }
     let verb = match kind {
         Kind::Creep => "is creeping",
         Kind::Step => "is slower",
@@ -134,16 +179,11 @@ fn work(change: &Change) -> String {
         text = format!("{text}; the oldest waits since {}", minute(oldest));
     }
     if !change.missing_keys.is_empty() {
-        let shown = &change.missing_keys[..change.missing_keys.len().min(KEYS_SHOWN)];
-        let more = usize::try_from(change.missing.unwrap_or(0)).unwrap_or(usize::MAX).max(change.missing_keys.len()) - shown.len();
-        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-        text = format!("{text}; missing: {}{more}", shown.join(", "));
+        let all = usize::try_from(change.missing.unwrap_or(0)).unwrap_or(usize::MAX);
+        text = format!("{text}; missing: {}", listed(&change.missing_keys, all));
     }
     text
 }
-
-/// Keys that a sentence lists; the evidence has more.
-const KEYS_SHOWN: usize = 5;
 
 /// `It bends upward: at this rate it passes latency<=800ms around 2025-12-03 (2025-11-30 to 2025-12-08).`
 #[must_use]
@@ -246,5 +286,39 @@ mod tests {
         let missing =
             "nightly schedules (POST /orders (shop, prod)) has not done its work: 150 done in 45m, 400 expected; missing: k0, k1, k2, k3, k4 and 245 more.";
         assert_eq!(summary(&orders(), Kind::Completion, Event::Opened, &change, None, 0), missing);
+    }
+
+    #[test]
+    fn a_service_that_nobody_reports_for_is_named_with_who_did() {
+        let mut change = Change {
+            since: CHRISTMAS,
+            services: vec!["cards (prod)".to_owned()],
+            senders: vec!["worker-1".to_owned(), "worker-2".to_owned()],
+            senders_gone: Some(2),
+            ..Change::default()
+        };
+        let key = EndpointKey::of_service("cards", "prod", "");
+        let text = |event, change: &Change| summary(&key, Kind::Silence, event, change, None, 720_000);
+        assert_eq!(
+            text(Event::Opened, &change),
+            "Nobody reports for cards (prod) any more: its 2 senders (worker-1, worker-2) were last heard of at 2025-12-24 00:00 UTC."
+        );
+        assert_eq!(headline(&key, Kind::Silence, &change), "nobody reports for cards (prod)");
+        assert_eq!(text(Event::Resolved, &change), "cards (prod): heard of again after 12 min.");
+        change.services.push("shop (prod)".to_owned());
+        change.senders_gone = Some(40);
+        assert_eq!(
+            text(Event::Opened, &change),
+            "Nobody reports for 2 services any more (cards (prod), shop (prod)): their 40 senders (worker-1, worker-2 and 38 more) are gone together, since \
+             2025-12-24 00:00 UTC. What they have in common is the first suspect: a collector, the network, this server's address."
+        );
+        assert_eq!(headline(&key, Kind::Silence, &change), "nobody reports for 2 services");
+        change.senders_gone = None;
+        assert_eq!(
+            text(Event::Opened, &change),
+            "Nothing at all has come since 2025-12-24 00:00 UTC, from any of 2 services (cards (prod), shop (prod)). What they have in common is the first suspect: a \
+             collector, the network, this server's address."
+        );
+        assert_eq!(headline(&key, Kind::Silence, &change), "nothing comes from any service");
     }
 }

@@ -198,4 +198,13 @@ pub struct Change {
     /// Since when the oldest of it waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_since: Option<Timestamp>,
+    /// The services that nobody reports for any more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// Who reported for them, as far as an incident lists them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub senders: Vec<String>,
+    /// How many those are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub senders_gone: Option<u32>,
 }

@@ -66,7 +66,7 @@ impl Fate {
 pub type Fates = [u64; 7];
 
 /// Which endpoint, as far as a handler can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Whose {
     /// It has a number.
     Known(EndpointId),

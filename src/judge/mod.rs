@@ -101,6 +101,18 @@ pub enum Record {
     },
     /// A marker.
     Marked(Marker),
+    /// A sender that names itself reports for a service.
+    Reports {
+        /// When it first did.
+        at: Timestamp,
+        /// The sender.
+        sender: String,
+        /// The service.
+        service: String,
+        /// Its environment.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        env: String,
+    },
     /// What the detectors found; it is said with a slot end.
     Found {
         /// In which quarter of an hour, counted from 1970.
@@ -553,7 +565,7 @@ impl Judge {
         Record::Configured { at, promises, transitions, notifications }
     }
 
-    /// Something was found by what is counted beside; it is said with a slot end. Part of taking a record in.
+    /// Something was found by the detectors, or by what is counted beside; it is said with a slot end. Part of taking a record in.
     pub fn find(&mut self, found: Vec<Found>) {
         self.found.extend(found);
     }
@@ -588,12 +600,11 @@ impl Judge {
                 self.outbox.retain(|n| n.id != *notification);
                 Vec::new()
             }
-            Record::Found { quarter, found } => {
+            Record::Found { quarter, .. } => {
                 self.watched_to = self.watched_to.max(Some(*quarter));
-                self.found.extend(found.iter().cloned());
                 Vec::new()
             }
-            Record::Started { .. } | Record::Marked(_) => Vec::new(),
+            Record::Started { .. } | Record::Marked(_) | Record::Reports { .. } => Vec::new(),
         }
     }
 

@@ -448,6 +448,8 @@ impl Engine {
         for (total, more) in delta.fates.iter_mut().zip(fates) {
             *total += more;
         }
+        let news: Vec<Record> = taken.iter().flat_map(|(s, _)| self.machine.reports(&s.identity, &s.batch, &delta, now)).collect();
+        delta.records.extend(news);
         self.warn_of_older_starts(taken.iter().filter_map(|(_, c)| c.as_ref()));
         delta.batches = taken.iter_mut().filter_map(|(_, c)| c.take()).chain(conflicts).collect();
         let taken = taken.into_iter().map(|(s, _)| s);

@@ -28,8 +28,8 @@ use crate::incident::{Class, Kind, Marker, Silence, derived_id};
 use crate::ingest::http::Refusal;
 use crate::judge::{self, Command, ObjectiveState, Record};
 use crate::log::Position;
-use crate::time::Slot;
-use crate::time::{TimeRange, Timestamp, parse_duration_us};
+use crate::time::{Slot, TimeRange, Timestamp, parse_duration_us};
+use crate::works::presence::Heard;
 
 /// The description of the API.
 pub const OPENAPI_JSON: &str = include_str!("openapi.json");
@@ -284,9 +284,13 @@ fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {
     });
     let changes: Vec<Kind> = machine.catalogue.entry(id).into_iter().flat_map(|entry| machine.judge.changes_of(&entry.key)).collect();
     let has = |class: Class| changes.iter().any(|kind| kind.class() == class);
+    let Some(judged_to) = machine.judge.judged_to() else { return "unknown" };
+    let heard = machine.catalogue.entry(id).map(|e| machine.presence.heard(&(e.key.service.clone(), e.key.env.clone()), judged_to.end()));
     match states.first() {
-        _ if machine.judge.judged_to().is_none() => "unknown",
-        Some(ObjectiveState::Burning | ObjectiveState::Unverified) => "burning",
+        _ if heard == Some(Heard::Unknown) => "unknown",
+        Some(ObjectiveState::Burning) => "burning",
+        _ if heard == Some(Heard::Dark) => "dark",
+        Some(ObjectiveState::Unverified) => "burning",
         _ if has(Class::Traffic) || has(Class::Flow) => "starved",
         _ if changes.contains(&Kind::Creep) => "creeping",
         _ if has(Class::Latency) => "stepped",

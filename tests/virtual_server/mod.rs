@@ -1,5 +1,7 @@
 //! The real engine on a real data directory, with a clock that is moved by hand: hours in seconds. A crash is a copy of the directory as it stands.
 
+#![allow(dead_code, reason = "each test that shares it needs a part of it")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -17,7 +19,7 @@ use slowburn::ingest::known::KnownEndpoints;
 use slowburn::judge::{Command, Record, SlotClosed};
 use slowburn::log::file::Reader;
 use slowburn::log::record::Position;
-use slowburn::machine::Delta;
+use slowburn::machine::{Delta, Machine};
 use slowburn::run::clock::Clock;
 use slowburn::run::disk::Retention;
 use slowburn::run::live::{self, Gauges, Handle};
@@ -96,7 +98,6 @@ impl Server {
     }
 
     /// Waits until the detectors have run a quarter of an hour.
-    #[allow(dead_code, reason = "one of the tests that share it watches")]
     pub fn wait_for_watching(&self, quarter: i64) {
         for _ in 0..20_000 {
             let watched_to = self.runtime.block_on(self.handle.look(|machine, _| machine.judge.watched_to())).unwrap();
@@ -110,13 +111,18 @@ impl Server {
 
     /// Sends NDJSON; all of it is taken.
     pub fn send(&self, body: &str) {
+        self.send_as(Identity::None, body);
+    }
+
+    /// Likewise, as one who has a name.
+    pub fn send_as(&self, identity: Identity, body: &str) {
         let templates = PathTemplates::default();
         let mut admission = Admission::new(&templates, &self.known, TimeLimits { now: self.clock.now(), past_ms: PAST_MS, future_ms: FUTURE_MS });
         read_ndjson(body.as_bytes(), &mut admission);
         let batch = admission.finish();
         assert_eq!(batch.rejected, 0, "{:?}", batch.errors);
         let (reply, answer) = tokio::sync::oneshot::channel();
-        let submission = Submission { batch, identity: Identity::None, body: 0, held: None, reply };
+        let submission = Submission { batch, identity, body: 0, held: None, reply };
         assert!(self.handle.door().submit(submission).is_ok());
         assert_eq!(self.runtime.block_on(answer).unwrap(), Answer::Committed);
     }
@@ -124,6 +130,11 @@ impl Server {
     /// Has something decided.
     pub fn decide(&self, command: Command) {
         self.runtime.block_on(self.handle.decide(command)).unwrap().unwrap();
+    }
+
+    /// Asks the state.
+    pub fn look<T: Send + 'static>(&self, at: impl FnOnce(&Machine) -> T + Send + 'static) -> T {
+        self.runtime.block_on(self.handle.look(|machine, _| at(machine))).unwrap()
     }
 
     /// The ids of open incidents.
@@ -140,9 +151,15 @@ impl Server {
 
     /// Goes on from the directory as a killed process would have left it.
     pub fn crash(&mut self) {
+        self.crash_until(self.clock.now());
+    }
+
+    /// Likewise, but not before an instant.
+    pub fn crash_until(&mut self, back: Timestamp) {
         let copy = TempDir::new().unwrap();
         as_a_crash_leaves(self.dir.path(), copy.path());
         self.handle.stop();
+        self.clock.move_to(back);
         let (handle, known, thread) = launch(copy.path(), &self.clock, &self.config, &self.runtime);
         std::mem::replace(&mut self.thread, thread).join().unwrap();
         (self.handle, self.known) = (handle, known);
