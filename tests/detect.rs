@@ -149,6 +149,57 @@ fn latencies_twice_as_long_say_the_same() {
     assert_eq!(when(&a), when(&b));
 }
 
+/// A season that the reference knows changes neither what is said nor, by much, when: here the afternoon takes 1.8 times as long as the night, and weekends less.
+#[test]
+fn a_season_raises_nothing_and_hides_nothing() {
+    let season = |day: f64| (0.3 * (std::f64::consts::TAU * (day - 0.3)).sin() - if day.rem_euclid(7.0) >= 5.0 { 0.15 } else { 0.0 }).exp();
+    let creep = |day: f64| 1.0 + 0.05 * (day - 20.0).max(0.0);
+    let mut alarms = 0;
+    for seed in 600..630 {
+        alarms += run(&endpoint(seed, season, |_| 1.0), &Thresholds::default()).0.len();
+    }
+    assert!(alarms < 4, "{alarms} in 45 quiet endpoint-months: at 0.02 a month P < 0.02");
+    let delay = |seed, growth: &dyn Fn(f64) -> f64| {
+        let (said, _) = run(&endpoint(seed, growth, |_| 1.0), &Thresholds::default());
+        said.iter().find(|s| s.0 > 20.0 && is_latency(&s.1)).map_or(f64::INFINITY, |s| s.0 - 20.0)
+    };
+    let mut later: Vec<f64> = (630..642).map(|seed| delay(seed, &|day| season(day) * creep(day)) - delay(seed, &creep)).collect();
+    later.sort_by(f64::total_cmp);
+    assert!(later[6].abs() <= 0.25 && later[0] >= -1.0 && later[11] <= 1.0, "{later:?}");
+}
+
+/// Quiet days are as quiet in any order; those of a creep in another order are no creep, and in their own order they are.
+#[test]
+fn quiet_days_in_another_order_are_quiet_and_rising_days_in_another_order_do_not_rise() {
+    let permuted = |quarters: &[Histogram], seed: u64| {
+        let mut chance = Chance(seed);
+        let mut days: Vec<&[Histogram]> = quarters.chunks(96).collect();
+        // Fisher & Yates.
+        for last in (1..days.len()).rev() {
+            days.swap(last, usize::try_from(chance.bits() % (last as u64 + 1)).unwrap());
+        }
+        days.concat()
+    };
+    let mut alarms = 0;
+    for seed in 700..710 {
+        let quarters = endpoint(seed, |_| 1.0, |_| 1.0);
+        for order in 0..3 {
+            alarms += run(&permuted(&quarters, 1_000 * seed + order), &Thresholds::default()).0.len();
+        }
+    }
+    assert!(alarms < 4, "{alarms} in 45 quiet endpoint-months");
+    let is_rising = |said: &[(f64, Finding)], watch: &Watch| said.iter().any(|s| is_latency(&s.1)) && watch.memory().is_rising();
+    let (mut in_order, mut in_another) = (0, 0);
+    for seed in 710..716 {
+        let quarters = endpoint(seed, |day| 1.0 + 0.02 * day, |_| 1.0);
+        let (said, watch) = run(&quarters, &Thresholds::default());
+        in_order += u32::from(is_rising(&said, &watch));
+        let (said, watch) = run(&permuted(&quarters, seed), &Thresholds::default());
+        in_another += u32::from(is_rising(&said, &watch));
+    }
+    assert!(in_order == 6 && in_another <= 1, "{in_order} {in_another}");
+}
+
 #[test]
 fn a_memory_is_small_and_goes_on_after_a_restart() {
     let quarters = endpoint(500, |_| 1.0, |_| 1.0);
