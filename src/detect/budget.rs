@@ -45,8 +45,10 @@ const TRAFFIC: Family = Family { measured: &[(3.4, 0.193), (3.8, 0.0443), (4.1, 
 const LULL: (f32, f32) = (1.85, 0.3);
 /// Flows have a few parts in a thousand of false alarms at this score, and hardly fewer at a higher one.
 const FLOW: f32 = 6.0;
-/// A critical endpoint is told of sooner, at so many times the budget.
+/// A critical endpoint is told of sooner, at so many times the budget; of a creep, which is a warning and wakes nobody before its promise is near to break, sooner still.
+/// Ten of them err together no more often than a hundred others.
 const CRITICAL: f32 = 8.0;
+const CRITICAL_SLOW: f32 = 20.0;
 
 impl Family {
     /// The score at which so many alarms are false.
@@ -69,9 +71,10 @@ impl Thresholds {
     /// For a budget of false alarms per endpoint and 30 days, of each class: latency and traffic.
     #[must_use]
     pub fn of(false_alarms: f32, critical: bool) -> Self {
-        let rate = if critical { CRITICAL } else { 1.0 } * false_alarms.clamp(1e-4, 1.0);
+        let budget = false_alarms.clamp(1e-4, 1.0);
+        let (rate, slow_rate) = if critical { (CRITICAL * budget, CRITICAL_SLOW * budget) } else { (budget, budget) };
         Self {
-            slow: SLOW.threshold(rate),
+            slow: SLOW.threshold(slow_rate),
             fast: FAST.threshold(rate),
             tail: TAIL.threshold(rate),
             marker: MARKER.threshold(rate),
