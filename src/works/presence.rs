@@ -113,15 +113,15 @@ impl Presence {
             Whose::Key(place) => batch.keys.get(place as usize).map(|(key, _)| (key.service.clone(), key.env.clone())).filter(|s| is_known(&s.0)),
         };
         let services: BTreeSet<Service> = looked_at.into_iter().filter_map(service_of).collect();
-        let news = services.into_iter().filter(|service| self.is_news(&sender.id, service));
+        let news = services.into_iter().filter(|service| self.is_news(&sender.id, service, at));
         news.map(|(service, env)| Record::Reports { at, sender: sender.id.clone(), service, env }).collect()
     }
 
-    fn is_news(&self, sender: &str, service: &Service) -> bool {
-        match self.services.get(service) {
-            None => self.services.len() < SERVICES_MAX,
-            Some(reported) => !reported.senders.contains_key(sender),
-        }
+    fn is_news(&self, sender: &str, service: &Service, at: Timestamp) -> bool {
+        let Some(reported) = self.services.get(service) else { return self.services.len() < SERVICES_MAX };
+        // Where there are more than are remembered, those that are there are enough.
+        let has_room = || reported.senders.len() < SENDERS_MAX || reported.senders.values().any(|heard| at.0 - heard.0 > GONE_MS);
+        !reported.senders.contains_key(sender) && has_room()
     }
 
     /// A sender reports for a service.
@@ -333,9 +333,9 @@ mod tests {
         fn new(reports: &[(&'static str, &str)]) -> Self {
             let mut world = Self { presence: Presence::default(), senders: BTreeMap::new(), now: FROM };
             for (sender, of) in reports {
-                assert!(world.presence.is_news(sender, &service(of)));
+                assert!(world.presence.is_news(sender, &service(of), FROM));
                 world.presence.reports(sender, service(of), FROM);
-                assert!(!world.presence.is_news(sender, &service(of)));
+                assert!(!world.presence.is_news(sender, &service(of), FROM));
                 world.senders.insert(sender, FROM);
             }
             world
@@ -466,13 +466,16 @@ mod tests {
         world.go(1_440, &["old"]);
         world.presence.reports("new", service("cards"), world.now);
         world.go(1_500, &["new"]);
-        assert!(world.presence.is_news("old", &service("cards")));
+        assert!(world.presence.is_news("old", &service("cards"), world.now));
         let said = world.go(29 * DAY_MS / MINUTE_MS, &[]);
         assert_eq!(said.iter().map(|s| s.1.stage).collect::<Vec<_>>(), [Stage::Begun, Stage::Over]);
         assert_eq!((said[0].1.change.senders_gone, world.heard("cards")), (Some(1), Heard::Unnamed));
         for n in 0..i64::try_from(SENDERS_MAX).unwrap() + 5 {
             world.presence.reports(&format!("pod-{n}"), service("cards"), FROM.plus_ms(n));
         }
-        assert!(world.presence.is_news("pod-4", &service("cards")) && !world.presence.is_news("pod-5", &service("cards")));
+        let is_news = |sender: &str, at: Timestamp| world.presence.is_news(sender, &service("cards"), at);
+        let later = FROM.plus_ms(GONE_MS + 1_000);
+        assert!(is_news("pod-4", later) && !is_news("pod-5", later), "the oldest made room");
+        assert!(!is_news("pod-4", FROM.plus_ms(MINUTE_MS)), "a thousand that are there are enough");
     }
 }
