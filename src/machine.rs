@@ -194,7 +194,7 @@ impl Delta {
             | Record::Unsilenced { at, .. }
             | Record::Reports { at, .. } => Some(*at),
             Record::Acked { ack, .. } => Some(ack.at),
-            Record::Silenced(_) | Record::Marked(_) | Record::Found { .. } => None,
+            Record::Silenced(_) | Record::Marked(_) | Record::Found { .. } | Record::Learnt(_) => None,
         };
         self.records.iter().filter_map(of).chain(self.batches.iter().map(|b| b.answer.at)).min()
     }

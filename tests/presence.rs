@@ -62,7 +62,7 @@ fn workers_that_die_at_night_are_told_within_five_minutes_and_a_stop_of_the_serv
     night.until(START + 12 * HOUR, &everybody);
     // The server is away for ten minutes, in which everybody lives.
     night.now += 10 * MINUTE;
-    night.server.crash_until(Timestamp(night.now));
+    night.server.crash_until(Timestamp(night.now), |_| ());
     assert_eq!(night.heard("cards"), Heard::Unknown);
     night.until(START + 25 * HOUR, &everybody);
     assert_eq!((night.heard("cards"), night.server.open_incidents().len()), (Heard::Alive, 0));

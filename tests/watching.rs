@@ -13,10 +13,15 @@
 mod virtual_server;
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use slowburn::config::Config;
 use slowburn::endpoint::PathTemplates;
 use slowburn::ingest::known::KnownEndpoints;
+use slowburn::judge::Record;
+use slowburn::log::file::Reader;
+use slowburn::log::record::Position;
+use slowburn::machine::Delta;
 use slowburn::run::replay::Replay;
 use slowburn::time::Timestamp;
 use virtual_server::Server;
@@ -76,11 +81,10 @@ fn replayed(text: &str) -> String {
     String::from_utf8(out).unwrap()
 }
 
-#[test]
-fn a_live_run_that_was_killed_twice_finds_what_a_replay_finds() {
-    let mut server = Server::start(SHOP, Timestamp(START));
+/// Lives through these quarters of an hour; what was sent.
+fn live(server: &mut Server, quarters: Range<i64>, mut after: impl FnMut(&mut Server, i64)) -> String {
     let mut all = String::new();
-    for index in 0..DAYS * DAY {
+    for index in quarters {
         let lines = quarter(index);
         let end = START + (index + 1) * QUARTER_MS;
         server.move_to(Timestamp(end - 1));
@@ -90,10 +94,19 @@ fn a_live_run_that_was_killed_twice_finds_what_a_replay_finds() {
         server.move_to(Timestamp(end + 75_000));
         server.wait_for_watching(end / QUARTER_MS - 1);
         server.move_to(Timestamp(end + 135_000));
+        after(server, index);
+    }
+    all
+}
+
+#[test]
+fn a_live_run_that_was_killed_twice_finds_what_a_replay_finds() {
+    let mut server = Server::start(SHOP, Timestamp(START));
+    let all = live(&mut server, 0..DAYS * DAY, |server, index| {
         if index == 11 * DAY + 17 || index == 20 * DAY + 50 {
             server.crash();
         }
-    }
+    });
     let (said, dir) = server.stop();
     let expected = replayed(&all);
     for (n, (said, expected)) in said.lines().zip(expected.lines()).enumerate() {
@@ -104,4 +117,32 @@ fn a_live_run_that_was_killed_twice_finds_what_a_replay_finds() {
     assert_eq!((opened("creep"), opened("silence") + opened("throughput")), (1, 1), "{said}");
     assert!(said.lines().all(|l| l.contains("/orders")), "{said}");
     assert!(dir.path().join("watch/fleet.bin").is_file());
+}
+
+/// An upgrade cannot read what the version before remembered, two days into a creep: what was usual is in the log, and the creep is not taken for it.
+#[test]
+fn what_was_learnt_outlives_what_is_remembered() {
+    let mut server = Server::start(SHOP, Timestamp(START));
+    let mut all = live(&mut server, 0..19 * DAY + 40, |_, _| ());
+    let now = Timestamp(START + (19 * DAY + 40) * QUARTER_MS + 135_000);
+    server.crash_until(now, |dir| {
+        let file = dir.join("watch/fleet.bin");
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[7] += 1;
+        std::fs::write(&file, bytes).unwrap();
+    });
+    all += &live(&mut server, 19 * DAY + 40..24 * DAY, |_, _| ());
+    let (said, dir) = server.stop();
+    let creep_of = |said: &str| {
+        let line = said.lines().find(|l| l.contains(r#""event":"opened""#) && l.contains(r#""kind":"creep""#)).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        (line["at"].as_i64().unwrap(), line["evidence"]["level_before_ms"].as_f64().unwrap())
+    };
+    let ((at, before), (expected_at, expected_before)) = (creep_of(&said), creep_of(&replayed(&all)));
+    assert!((at - expected_at).abs() <= DAY * QUARTER_MS / 2, "{at} {expected_at}");
+    assert!((before / expected_before - 1.0).abs() < 0.03, "{before} {expected_before}");
+    let learnt = |record: &Record| if let Record::Learnt(learnt) = record { learnt.len() } else { 0 };
+    let frames = Reader::log(dir.path(), Position(0)).unwrap();
+    let times: usize = frames.flat_map(|frame| Delta::from_frame(&frame.unwrap()).unwrap().records).map(|record| learnt(&record)).sum();
+    assert_eq!(times, 2, "each endpoint was learnt once");
 }

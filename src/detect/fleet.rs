@@ -130,6 +130,8 @@ pub struct Fleet {
     /// In the order of time.
     pub(super) markers: VecDeque<Marker>,
     scratch: Residuals,
+    /// Endpoints that were learnt and not asked for yet.
+    learnt: Vec<EndpointId>,
 }
 
 impl Fleet {
@@ -144,6 +146,7 @@ impl Fleet {
             services: BTreeMap::new(),
             markers: VecDeque::new(),
             scratch: Residuals::new(),
+            learnt: Vec::new(),
         };
         fleet.set_thresholds();
         fleet
@@ -155,6 +158,17 @@ impl Fleet {
             member.watch = watch;
         }
         self.kept = kept;
+    }
+
+    /// What was learnt since this was asked last.
+    pub fn take_learnt(&mut self) -> Vec<(EndpointId, Vec<u8>)> {
+        let learnt = std::mem::take(&mut self.learnt);
+        learnt.into_iter().filter_map(|id| Some((id, self.members[id.0 as usize].watch.learnt()?))).collect()
+    }
+
+    /// Reminds an endpoint of what was learnt of it; whether that could be read.
+    pub fn remind(&mut self, id: EndpointId, learnt: &[u8]) -> bool {
+        self.members.get_mut(id.0 as usize).is_some_and(|member| member.watch.remind(learnt))
     }
 
     /// What is to be kept of it.
@@ -309,6 +323,9 @@ impl Fleet {
         if let Some(first) = watch.first_hour().filter(|_| watch.learns_at().is_some_and(|hour| hour * 4 <= quarter)) {
             let quarters = past.quarters(id, first * 4, quarter);
             watch.learn(first * 4, &quarters);
+            if watch.reference().is_some() {
+                self.learnt.push(id);
+            }
         }
         if marked.iter().any(|service| service.is_empty() || *service == member.key.service) {
             watch.marker(quarter);

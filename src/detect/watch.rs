@@ -245,6 +245,23 @@ impl Watch {
         }
     }
 
+    /// What was learnt, to be kept; `None` before that.
+    ///
+    /// # Panics
+    /// Never: it is plain data.
+    #[must_use]
+    pub fn learnt(&self) -> Option<Vec<u8>> {
+        let learnt = (self.first_hour?, self.reference.as_ref()?);
+        Some(postcard::to_stdvec(&learnt).expect("plain data"))
+    }
+
+    /// Goes on from what was learnt before; whether it could be read.
+    pub fn remind(&mut self, learnt: &[u8]) -> bool {
+        let Ok((first_hour, reference)) = postcard::from_bytes(learnt) else { return false };
+        (self.first_hour, self.reference) = (Some(first_hour), Some(reference));
+        true
+    }
+
     /// The slow run, when [`is_slow_run`] says so, after the quarter was taken in: `day` are the 24 hours that end with `hour`.
     pub fn slow(&mut self, thresholds: &Thresholds, hour: i64, day: &[Hour<'_>], scratch: &mut Residuals) -> Option<Finding> {
         self.memory.slow(self.reference.as_ref()?, thresholds, hour, day, scratch)

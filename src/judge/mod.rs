@@ -55,6 +55,8 @@ pub enum Command {
     Mark(Marker),
     /// The detectors have run this quarter of an hour (counted from 1970), and found this.
     Find(i64, Vec<Found>),
+    /// The detectors have learnt what these endpoints are like.
+    Learn(Vec<(EndpointId, String)>),
     /// A notification ended.
     Deliver(Timestamp, String, DeliveryResult),
 }
@@ -121,6 +123,8 @@ pub enum Record {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         found: Vec<Found>,
     },
+    /// What endpoints were like before anything was found of them, as the detectors write it: they are not learnt again.
+    Learnt(Vec<(EndpointId, String)>),
     /// A notification ended.
     Delivered {
         /// When.
@@ -202,6 +206,7 @@ pub struct Judge {
     /// What was found and is not said yet.
     found: Vec<Found>,
     watched_to: Option<i64>,
+    has_learnt: bool,
 }
 
 impl Judge {
@@ -222,6 +227,7 @@ impl Judge {
             silences: Vec::new(),
             found: Vec::new(),
             watched_to: None,
+            has_learnt: false,
         }
     }
 
@@ -241,6 +247,12 @@ impl Judge {
     #[must_use]
     pub fn watched_to(&self) -> Option<i64> {
         self.watched_to
+    }
+
+    /// Whether the log says what any endpoint was like when it was learnt.
+    #[must_use]
+    pub fn has_learnt(&self) -> bool {
+        self.has_learnt
     }
 
     /// Open incidents, by id.
@@ -430,6 +442,7 @@ impl Judge {
             }
             Command::Mark(marker) => Record::Marked(marker),
             Command::Find(quarter, found) => Record::Found { quarter, found },
+            Command::Learn(references) => Record::Learnt(references),
             Command::Deliver(at, id, result) => {
                 let waiting = self.outbox.iter().find(|n| n.id == id).ok_or(Refusal::NoSuchNotification(id))?;
                 Record::Delivered { at, notification: waiting.id.clone(), receiver: waiting.receiver.clone(), result }
@@ -605,6 +618,10 @@ impl Judge {
                 Vec::new()
             }
             Record::Started { .. } | Record::Marked(_) | Record::Reports { .. } => Vec::new(),
+            Record::Learnt(_) => {
+                self.has_learnt = true;
+                Vec::new()
+            }
         }
     }
 
@@ -698,6 +715,7 @@ struct Told {
     found: Vec<Found>,
     #[serde(default)]
     watched_to: Option<i64>,
+    has_learnt: bool,
 }
 
 impl Judge {
@@ -714,6 +732,7 @@ impl Judge {
             silences: self.silences.clone(),
             found: self.found.clone(),
             watched_to: self.watched_to,
+            has_learnt: self.has_learnt,
         };
         let json = serde_json::to_string(&told).expect("text keys and finite numbers");
         Snapshot { judged_to: self.judged_to, json, rules: self.rules.iter().map(Rule::kept).collect() }
@@ -731,7 +750,7 @@ impl Judge {
         }
         judge.judged_to = snapshot.judged_to;
         (judge.incidents, judge.outbox, judge.silences) = (told.incidents, told.outbox, told.silences);
-        (judge.found, judge.watched_to) = (told.found, told.watched_to);
+        (judge.found, judge.watched_to, judge.has_learnt) = (told.found, told.watched_to, told.has_learnt);
         let mut kept: HashMap<_, _> = snapshot.rules.into_iter().map(|r| ((r.endpoint, r.goal), r)).collect();
         for rule in &mut judge.rules {
             if let Some(old) = kept.remove(&(rule.endpoint, rule.promise.goal)) {

@@ -1,16 +1,21 @@
 //! The thread that watches: when the rows of a quarter of an hour are in history it runs them through the detectors, and has the engine record what they find.
 //!
 //! Its own state is what it has learnt and remembers, at most some 2 kB an endpoint. It is written to `watch/` after each slow run (four times a day) and caught up from history at
-//! a start; what was recorded before is not recorded again. A disk that fails ends the process, as anywhere; one that is full is waited for. When the file is gone, the last sixteen days are lived through anew.
+//! a start; what was recorded before is not recorded again. A disk that fails ends the process, as anywhere; one that is full is waited for. What was learnt of an endpoint is a record
+//! of the log, too: when the file is gone, or of another version, the last sixteen days are lived through anew, and a creep in them is not taken for what was usual.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as STANDARD;
 use tracing::{info, warn};
 
+use super::export::logged;
 use super::live::Handle;
 use crate::detect::fleet::{Fleet, Kept, cut_slot};
 use crate::detect::quarters::{Past, QUARTER_MS, Quarters, quarter_of};
@@ -20,12 +25,15 @@ use crate::histogram::Histogram;
 use crate::history::closed_periods::{Reader, Wanted};
 use crate::history::index::Index;
 use crate::incident::Marker;
-use crate::judge::{Command, Promises};
+use crate::judge::{Command, Promises, Record};
 use crate::log::disk_ops;
 use crate::log::file::{self, io_error, sync_dir, write_error};
 use crate::log::snapshot::write_whole;
 use crate::machine::Machine;
 use crate::time::{Slot, Tier, Timestamp};
+
+/// Endpoints whose reference is in one record.
+const LEARNT_AT_ONCE: usize = 1_000;
 
 const MAGIC: [u8; 8] = *b"SBWTCH\0\x01";
 
@@ -61,10 +69,14 @@ impl Watching {
             fleet.add(Arc::clone(&entry.key), machine.is_critical(entry));
         }
         let path = data_dir.join("watch").join("fleet.bin");
-        match read(&path) {
-            Ok(Some(kept)) => fleet.restore(kept),
-            Ok(None) => {}
-            Err(error) => warn!(%error, "what the detectors had learnt cannot be read: they begin again with what history has"),
+        let kept = read(&path).unwrap_or_else(|error| {
+            warn!(%error, "what the detectors remember cannot be read: they go on with what they had learnt, and what history has");
+            None
+        });
+        match kept {
+            Some(kept) => fleet.restore(kept),
+            None if machine.judge.has_learnt() => remind(&mut fleet, data_dir),
+            None => {}
         }
         let markers = index.markers().unwrap_or_else(|error| {
             warn!(%error, "the markers cannot be read");
@@ -138,7 +150,14 @@ impl Thread {
         }
         while let Some(quarter) = self.fleet.next().filter(|quarter| cut_slot(*quarter).end() <= to) {
             let found = self.fleet.run(&mut self.past);
+            let learnt = self.fleet.take_learnt();
             if self.recorded.is_none_or(|recorded| quarter > recorded) {
+                let text = |(id, learnt): &(EndpointId, Vec<u8>)| (*id, STANDARD.encode(learnt));
+                for some in learnt.chunks(LEARNT_AT_ONCE) {
+                    if !self.engine.decide_from_thread(&Command::Learn(some.iter().map(text).collect())) {
+                        return false;
+                    }
+                }
                 if !self.engine.decide_from_thread(&Command::Find(quarter, found)) {
                     return false;
                 }
@@ -199,6 +218,30 @@ enum Error {
     File(#[from] file::Error),
     #[error("{} is damaged, or of another version", path.display())]
     Damaged { path: PathBuf },
+}
+
+/// Reminds it of what was learnt by the records of the log and its archive, the last of each endpoint.
+fn remind(fleet: &mut Fleet, data_dir: &Path) {
+    let frames = match logged(data_dir) {
+        Ok(frames) => frames,
+        Err(error) => return warn!(%error, "what the detectors had learnt cannot be read"),
+    };
+    let mut endpoints = BTreeSet::new();
+    for frame in frames {
+        let records = match frame {
+            Ok(frame) => frame.delta.records,
+            Err(error) => return warn!(%error, "what the detectors had learnt cannot be read to its end"),
+        };
+        let learnt = records.into_iter().filter_map(|record| if let Record::Learnt(learnt) = record { Some(learnt) } else { None });
+        for (id, text) in learnt.flatten() {
+            if STANDARD.decode(text).is_ok_and(|learnt| fleet.remind(id, &learnt)) {
+                endpoints.insert(id);
+            }
+        }
+    }
+    if !endpoints.is_empty() {
+        info!(endpoints = endpoints.len(), "the detectors go on with what they had learnt");
+    }
 }
 
 fn read(path: &Path) -> Result<Option<Kept>, Error> {

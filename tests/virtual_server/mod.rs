@@ -151,13 +151,14 @@ impl Server {
 
     /// Goes on from the directory as a killed process would have left it.
     pub fn crash(&mut self) {
-        self.crash_until(self.clock.now());
+        self.crash_until(self.clock.now(), |_| ());
     }
 
-    /// Likewise, but not before an instant.
-    pub fn crash_until(&mut self, back: Timestamp) {
+    /// Likewise, but not before an instant, and not from the directory as it was.
+    pub fn crash_until(&mut self, back: Timestamp, meanwhile: impl FnOnce(&Path)) {
         let copy = TempDir::new().unwrap();
         as_a_crash_leaves(self.dir.path(), copy.path());
+        meanwhile(copy.path());
         self.handle.stop();
         self.clock.move_to(back);
         let (handle, known, thread) = launch(copy.path(), &self.clock, &self.config, &self.runtime);
