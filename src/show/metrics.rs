@@ -122,8 +122,8 @@ async fn page(site: &Site, mut families: Vec<MetricFamily>, mut endpoints: Vec<E
     );
     truncated.gauge(vec![], float(left_out as u64));
     families.push(truncated.0);
-    // An empty family is refused by the encoder.
-    families.retain(|f| !f.get_metric().is_empty());
+    // The encoder refuses an empty family; whoever reads the page should know its name all the same.
+    let (families, empty): (Vec<_>, Vec<_>) = families.into_iter().partition(|f| !f.get_metric().is_empty());
     for ids in critical.chunks(LOOK_CRITICAL_MAX) {
         let ids = ids.to_vec();
         for (id, total, detail) in site.look(move |scene| details(scene, ids)).await? {
@@ -138,6 +138,10 @@ async fn page(site: &Site, mut families: Vec<MetricFamily>, mut endpoints: Vec<E
         tracing::error!(error = %e, "metrics cannot be encoded");
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", e.to_string())
     })?;
+    for family in empty {
+        let (name, kind) = (family.name(), format!("{:?}", family.get_field_type()).to_lowercase());
+        out.extend_from_slice(format!("# HELP {name} {}\n# TYPE {name} {kind}\n", family.help()).as_bytes());
+    }
     Ok(Page::new(out, endpoints))
 }
 

@@ -63,7 +63,7 @@ fn put(out: &mut String, rule: &Rule) {
         Makes::Record(name) => line(out, 6, &format!("- record: {name}")),
         Makes::Alert(name) => line(out, 6, &format!("- alert: {name}")),
     }
-    if rule.expr.contains('\n') {
+    if rule.expr.contains(['\n', '"']) {
         line(out, 8, "expr: |-");
         rule.expr.lines().for_each(|part| line(out, 10, part));
     } else {
@@ -76,8 +76,9 @@ fn put(out: &mut String, rule: &Rule) {
     if !rule.annotations.is_empty() {
         line(out, 8, "annotations:");
         for (name, value) in &rule.annotations {
-            line(out, 10, &format!("{name}: >-"));
-            value.lines().for_each(|part| line(out, 12, part));
+            let is_word = !value.contains(' ');
+            line(out, 10, &if is_word { format!("{name}: {}", word(value)) } else { format!("{name}: >-") });
+            value.lines().filter(|_| !is_word).for_each(|part| line(out, 12, part));
         }
     }
 }

@@ -146,6 +146,8 @@ impl<'a> Objective<'a> {
         let labels = vec![
             ("severity", severity.name().to_owned()),
             ("sloth_severity", sloth_severity.to_owned()),
+            // As its series have it: without it alerts of two objectives look like one rule.
+            ("sloth_id", self.id.clone()),
             ("long", window.long_name()),
             ("short", window.short_name()),
         ];
@@ -168,7 +170,7 @@ impl<'a> Objective<'a> {
         if let Goal::Quantile { .. } = self.promise.goal {
             let said = format!(
                 "More requests than {target} allows were slower than the threshold in {long}: {{{{ printf \"%.1f\" $value }}}} times as many.\n\
-                 {count} requests in {long}; that this is luck has a chance under {}.",
+                 {count} requests in {long}; the chance that this is luck is under {}.",
                 window.alpha
             );
             return ("SlowburnQuantileOverThreshold", format!("{endpoint} breaks {{{{ $labels.objective }}}}"), said);
@@ -176,8 +178,8 @@ impl<'a> Objective<'a> {
         #[expect(clippy::cast_possible_truncation, reason = "a length of time for people; `as` saturates")]
         let lasts = humanize_ms((f64::from(self.promise.period_slots) / factor) as i64 * SLOT_MS);
         let said = format!(
-            "{{{{ printf \"%.1f\" $value }}}} times as many bad requests in {long} as {{{{ $labels.objective }}}}, {target} of requests in {period}, allows, and over {factor} times in {short} \
-             too.\n{count} requests in {long}; that this is luck has a chance under {}. At {factor} times the budget of {period} lasts {lasts}.",
+            "In {long} {{{{ printf \"%.1f\" $value }}}} times as many requests were bad as {{{{ $labels.objective }}}} ({target} in {period}) allows, and at least {factor} times as \
+             many in {short}.\n{count} requests in {long}; the chance that this is luck is under {}. At {factor} times the budget of {period} lasts {lasts}.",
             window.alpha
         );
         ("SlowburnBudgetBurn", format!("{endpoint} burns the budget of {{{{ $labels.objective }}}}"), said)
