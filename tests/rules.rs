@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kit::{Customers, Prometheus, Server, until};
 
-const OBJECTIVES: &str = include_str!("../alert-rules/tests/slowburn-objectives.rules.yml");
+/// What the command writes from the configuration beside it.
+const EXAMPLE: &str = "alert-rules/tests/slowburn-objectives.rules.yml";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -40,7 +41,7 @@ fn written(dir: &Path, config: &str) -> Vec<PathBuf> {
     fs::write(&config_file, config).unwrap();
     let (ok, said) = run(env!("CARGO_BIN_EXE_slowburn"), &["rules", "--config", config_file.to_str().unwrap(), "--out", out.to_str().unwrap()]);
     assert!(ok, "{said}");
-    said.lines().map(|line| PathBuf::from(line.strip_prefix("wrote ").unwrap())).collect()
+    said.lines().filter_map(|line| line.strip_prefix("wrote ").map(PathBuf::from)).collect()
 }
 
 /// Names that would end a text, a line or a template if they could.
@@ -115,9 +116,9 @@ fn the_example_is_what_the_command_writes() {
     let (ok, said) = run(env!("CARGO_BIN_EXE_slowburn"), &["rules", "--config", config.to_str().unwrap()]);
     assert!(ok, "{said}");
     if std::env::var_os("SLOWBURN_BLESS").is_some() {
-        fs::write(root().join("alert-rules/tests/slowburn-objectives.rules.yml"), &said).unwrap();
+        fs::write(root().join(EXAMPLE), &said).unwrap();
     } else {
-        assert!(said == OBJECTIVES, "it has changed: write it anew with SLOWBURN_BLESS=1 cargo test --test rules, and look at the difference");
+        assert!(said == read(EXAMPLE), "it has changed: write it anew with SLOWBURN_BLESS=1 cargo test --test rules, and look at the difference");
     }
 }
 
@@ -134,7 +135,7 @@ fn the_unit_tests_of_the_rules_hold() {
 
 /// The files that need no configuration, and the example of what is written from one.
 fn texts() -> [String; 3] {
-    [read("alert-rules/slowburn-endpoints.rules.yml"), read("alert-rules/slowburn-itself.rules.yml"), OBJECTIVES.to_owned()]
+    [read("alert-rules/slowburn-endpoints.rules.yml"), read("alert-rules/slowburn-itself.rules.yml"), read(EXAMPLE)]
 }
 
 /// Each alert with the lines of its rule.
@@ -224,7 +225,7 @@ fn every_metric_of_a_rule_is_exported_and_every_question_of_a_runbook_is_answere
     }
     // Names of which there is no sample yet are known too.
     assert!(exported.contains("slowburn_endpoint_time_to_breach_seconds") && !scrape.contains("\nslowburn_endpoint_time_to_breach_seconds"));
-    let recorded: BTreeSet<String> = OBJECTIVES.lines().filter_map(|l| l.trim().strip_prefix("- record: ")).map(str::to_owned).collect();
+    let recorded: BTreeSet<String> = read(EXAMPLE).lines().filter_map(|l| l.trim().strip_prefix("- record: ")).map(str::to_owned).collect();
     assert!(recorded.contains("slo:sli_error:ratio_rate30d"), "{recorded:?}");
     let known = |name: &String| exported.contains(name) || recorded.contains(name);
     for text in texts() {
@@ -351,7 +352,7 @@ fn prometheus_fires_when_slowburn_does() {
     assert_eq!(prometheus.query(r#"slo:objective:ratio{sloth_slo="post-orders-latency-800ms"}"#), Some(0.99));
 
     slow.store(0, Ordering::Relaxed);
-    until("both are over", 120, || firing_is_over(&prometheus) && server.incidents().iter().all(|i| i["state"] == "resolved"));
+    until("both are over", 120, || self::firing(&prometheus).is_empty() && server.incidents().iter().all(|i| i["state"] == "resolved"));
     let (served, failed) = customers.go_home();
     assert!(served > 0 && failed == 0, "{served} {failed}");
     // What was counted for the objective is all that was sent, exactly.
@@ -360,8 +361,4 @@ fn prometheus_fires_when_slowburn_does() {
         let sum = |name: &str| samples.iter().filter(|(s, _)| s.starts_with(name) && s.contains("latency<=800ms")).map(|(_, v)| v).sum::<f64>();
         sum("slowburn_slo_requests_total{").to_bits() == (served as f64 * 10.0).to_bits()
     });
-}
-
-fn firing_is_over(prometheus: &Prometheus) -> bool {
-    firing(prometheus).is_empty()
 }
