@@ -18,7 +18,7 @@ pub struct Group {
 pub struct Rule {
     /// What it makes.
     pub makes: Makes,
-    /// PromQL, over several lines where that reads better.
+    /// `PromQL`, over several lines where that reads better.
     pub expr: String,
     /// Labels that it adds.
     pub labels: Vec<(&'static str, String)>,
@@ -95,7 +95,7 @@ fn word(text: &str) -> String {
     if is_plain { text.to_owned() } else { format!("\"{}\"", escaped(text)) }
 }
 
-/// Text between the double quotes of YAML and of PromQL alike: both read backslashes as Go does. What is not letters, digits or ASCII is written by number:
+/// Text between the double quotes of YAML and of `PromQL` alike: both read backslashes as Go does. What is not letters, digits or ASCII is written by number:
 /// YAML takes some of it for the end of a line, or refuses it.
 #[must_use]
 pub fn escaped(text: &str) -> String {

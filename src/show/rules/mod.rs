@@ -1,7 +1,7 @@
 //! Prometheus rules: for each configured objective alerts by its burn windows and recording rules under the names that dashboards of Sloth and Pyrra read; and the
 //! files of `alert-rules/`, which need no configuration.
 //!
-//! Pure: a configuration in, the texts of files out. What the rules cannot do that the judge can stands at the head of the file ([`COMMENTS`]).
+//! Pure: a configuration in, the texts of files out. What the rules cannot do that the judge can stands at the head of the file.
 
 pub mod file;
 mod objective;

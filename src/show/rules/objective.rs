@@ -34,8 +34,8 @@ impl<'a> Objective<'a> {
         let goal = promise.goal.name();
         let slo = slug(&[of(&s.method), &s.route, of(&s.env), of(&s.kind), &goal]);
         let id = slug(&[&s.service, &slo]);
-        let end = (1_u32..).map(|n| if n == 1 { String::new() } else { format!("-{n}") }).find(|end| ids.insert(format!("{id}{end}")));
-        let end = end.expect("numbers do not end");
+        let end = (1..=u32::MAX).map(|n| if n == 1 { String::new() } else { format!("-{n}") }).find(|end| ids.insert(format!("{id}{end}")));
+        let end = end.expect("there are fewer objectives than numbers");
         Self { owed, promise, earlier, slo: format!("{slo}{end}"), id: format!("{id}{end}") }
     }
 
@@ -264,4 +264,38 @@ fn slug(parts: &[&str]) -> String {
         }
     }
     out.trim_matches('-').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::evidence::binomial_tail;
+
+    #[test]
+    fn numbers_windows_and_identities_are_written_as_prometheus_and_sloth_have_them() {
+        let decimals = [1, 10_000_000, 999_000_000, PPB, 14_400_000_000].map(decimal);
+        assert_eq!(decimals, ["0.000000001", "0.01", "0.999", "1", "14.4"]);
+        let day = SLOTS_A_DAY;
+        assert_eq!([1, 30, 540, day, 7 * day, 28 * day, 30 * day].map(window_name), ["10s", "5m", "90m", "1d", "1w", "4w", "30d"]);
+        assert_eq!(slug(&["POST", "/users/{id}", "", "", "latency<=1.5s"]), "post-users-id-latency-1-5s");
+        assert_eq!(slug(&["größe", ""]), "gr-e");
+    }
+
+    /// What the head of the file and the README say: bad requests that it takes at 99 %, where exactly the factor is burnt.
+    #[test]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small counts")]
+    fn the_guard_for_few_requests_is_never_laxer_than_the_exact_test() {
+        let budget = 0.01;
+        for (factor, rules_need, slowburn_needs) in [(14.4, 4, 4), (6.0, 8, 6), (3.0, 16, 12)] {
+            let requests = |bad: u64| (bad as f64 / (factor * budget) + 1e-9) as u64;
+            let bound = |bad: u64| {
+                let (n, r) = (requests(bad) as f64, bad as f64 / requests(bad) as f64);
+                (-n * (r * (r / budget).ln() - r + budget)).exp()
+            };
+            let exact = |bad: u64| binomial_tail(bad, requests(bad), budget);
+            assert!((1..200).all(|bad| bound(bad) >= exact(bad)), "{factor}");
+            let first = |p: &dyn Fn(u64) -> f64| (1..200).find(|bad| p(*bad) < 0.001);
+            assert_eq!((first(&bound), first(&exact)), (Some(rules_need), Some(slowburn_needs)), "{factor}");
+        }
+    }
 }
