@@ -20,6 +20,7 @@ use crate::run::recovery;
 use crate::run::replay::{self, BadLine, Replay};
 use crate::run::replay_text::{self, Compared};
 use crate::run::replayed::Replayed;
+use crate::show::rules;
 use crate::time::Timestamp;
 
 #[derive(Parser)]
@@ -70,6 +71,19 @@ enum Command {
     },
     /// Prints every setting with its default and what it does
     PrintConfig,
+    /// Writes Prometheus rules: for each objective alerts by its burn windows, and what dashboards of Sloth and Pyrra read. What they cannot do that Slowburn can
+    /// stands at the head of the file
+    Rules {
+        /// The configuration (TOML)
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Writes slowburn-objectives.rules.yml there, and the rules that need no configuration beside it; without it the former goes to standard output
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Where runbooks are found, for `runbook_url`: a copy of docs/runbooks that people on call can open
+        #[arg(long, value_name = "URL", default_value = rules::RUNBOOKS)]
+        runbooks: String,
+    },
     /// Reads every byte of a data directory and says what does not check; exit 1 if anything
     Verify {
         #[command(flatten)]
@@ -187,6 +201,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Repair { place, yes, accept_loss: None } => repair(&place.load()?, yes),
         Command::NotifyTest { place, receiver } => notify_test(&place.load()?, receiver.as_deref()),
+        Command::Rules { config, out, runbooks } => write_rules(config.as_deref(), out.as_deref(), &runbooks),
         Command::PrintConfig => {
             io::stdout().write_all(DEFAULT_TOML.as_bytes())?;
             Ok(ExitCode::SUCCESS)
@@ -292,6 +307,30 @@ fn check(path: Option<&Path>) -> anyhow::Result<ExitCode> {
     config.check_listener().map_err(Usage)?;
     let objectives: usize = config.promises.endpoints.iter().map(|e| e.promises.len()).sum();
     println!("the configuration is good: {} endpoints with {objectives} objectives, {} receivers", config.promises.endpoints.len(), config.receivers.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_rules(config: Option<&Path>, out: Option<&Path>, runbooks: &str) -> anyhow::Result<ExitCode> {
+    // It goes into a line of YAML.
+    if runbooks.is_empty() || runbooks.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(Usage(format!("--runbooks: `{runbooks}` is not a URL or a path without spaces")).into());
+    }
+    let promises = load(config)?.promises;
+    if promises.endpoints.iter().all(|e| e.promises.is_empty()) {
+        eprintln!("no objectives are configured, so there are no rules for any");
+    }
+    let runbooks = runbooks.trim_end_matches('/');
+    let Some(dir) = out else {
+        let file = rules::of_objectives(&promises, runbooks);
+        io::stdout().write_all(file.text.as_bytes()).context("cannot write to standard output")?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    for file in rules::all(&promises, runbooks) {
+        let path = dir.join(file.name);
+        std::fs::write(&path, file.text).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("wrote {}", path.display());
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -209,8 +209,8 @@ pub struct Effects {
     pub closed_to: Option<(Timestamp, Timestamp)>,
     /// Incidents that moved.
     pub incidents: Vec<Incident>,
-    /// Endpoints that are critical from here on: their totals need what history has of them.
-    pub made_critical: Vec<EndpointId>,
+    /// Endpoints of which whole totals are kept from here on: these need what history has of them.
+    pub made_whole: Vec<EndpointId>,
 }
 
 /// The state.
@@ -264,6 +264,8 @@ struct Counting {
     thresholds_us: Vec<u64>,
     digits: Digits,
     critical: bool,
+    /// Whether everything it ever did is kept as a whole cell: it is critical, or counters of what it promises are shown.
+    whole: bool,
     /// Whether it is part of a flow or an expectation.
     works: bool,
 }
@@ -495,7 +497,7 @@ impl Machine {
             self.judge.add_endpoint(id, Arc::clone(&entry.key));
             self.works.add(&entry.key);
             let counting = self.counting_of(entry);
-            self.totals.push(Total { cell: counting.as_ref().filter(|c| c.critical).map(|_| Box::default()), ..Total::default() });
+            self.totals.push(Total { cell: counting.as_ref().filter(|c| c.whole).map(|_| Box::default()), ..Total::default() });
             self.counting.push(counting);
             if self.judge.has_rules(id) {
                 self.with_rules = self.with_rules.iter().copied().chain([id]).collect();
@@ -544,7 +546,7 @@ impl Machine {
             Record::Configured { at, .. } => {
                 self.works.configure(self.judge.promises(), self.catalogue.entries().iter().map(|e| &*e.key), *at);
                 self.count_anew();
-                effects.made_critical.extend(self.make_critical());
+                effects.made_whole.extend(self.begin_whole());
             }
             Record::Found { found, .. } => self.find(found.clone()),
             Record::Started { at } => self.presence.started(*at, self.judge.judged_to().map(Slot::end)),
@@ -632,15 +634,15 @@ impl Machine {
         self.with_rules = (0..self.catalogue.next_id().0).map(EndpointId).filter(|id| self.judge.has_rules(*id)).collect();
     }
 
-    /// Begins whole totals for the endpoints that are critical now, and ends them for those that are not.
-    fn make_critical(&mut self) -> Vec<EndpointId> {
+    /// Begins whole totals for the endpoints that need them now, and ends them for those that do not.
+    pub fn begin_whole(&mut self) -> Vec<EndpointId> {
         let mut made = Vec::new();
         for ((total, counting), id) in self.totals.iter_mut().zip(&self.counting).zip(0..) {
-            let critical = counting.as_ref().is_some_and(|c| c.critical);
-            if critical && total.cell.is_none() {
+            let whole = counting.as_ref().is_some_and(|c| c.whole);
+            if whole && total.cell.is_none() {
                 total.cell = Some(Box::default());
                 made.push(EndpointId(id));
-            } else if !critical {
+            } else if !whole {
                 total.cell = None;
             }
         }
@@ -662,7 +664,7 @@ impl Machine {
         self.totals.get(id.0 as usize).map_or_else(Sums::default, |t| t.sums)
     }
 
-    /// What was ever counted of a critical endpoint, with its histograms.
+    /// What was ever counted of an endpoint that is critical or has objectives, with its histograms.
     #[must_use]
     pub fn cell_of(&self, id: EndpointId) -> Option<&Cell> {
         self.totals.get(id.0 as usize)?.cell.as_deref()
@@ -685,9 +687,10 @@ impl Machine {
     fn counting_of(&self, entry: &Entry) -> Option<Box<Counting>> {
         let (thresholds_us, digits) = self.judge.promises().counting_of(&entry.key);
         let critical = self.is_critical(entry);
+        let whole = critical || self.judge.promises().of(&entry.key).any(|o| !o.promises.is_empty());
         let works = self.works.has(&entry.key);
         let plain = thresholds_us.is_empty() && digits == Digits::Two && !critical && !works && self.judge.promises().of(&entry.key).next().is_none();
-        (!plain).then(|| Box::new(Counting { thresholds_us, digits, critical, works }))
+        (!plain).then(|| Box::new(Counting { thresholds_us, digits, critical, whole, works }))
     }
 
     /// Whether an endpoint is critical: configured so, or marked by a sender within the limit.
@@ -745,8 +748,8 @@ impl Machine {
         machine.in_flight_reports = kept.in_flight_reports;
         machine.details = kept.details;
         let result_of = |name: &str| {
-            use crate::incident::DeliveryResult::{Expired, Refused, Sent};
-            [Sent, Refused, Expired].into_iter().find(|r| r.name() == name).map(crate::incident::DeliveryResult::name)
+            use crate::incident::DeliveryResult;
+            DeliveryResult::ALL.into_iter().find(|r| r.name() == name).map(DeliveryResult::name)
         };
         machine.delivered = kept.delivered.into_iter().filter_map(|(r, s, n)| Some(((r, result_of(&s)?), n))).collect();
         machine.running = kept.running;

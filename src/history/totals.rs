@@ -1,4 +1,4 @@
-//! Everything that an endpoint ever did, for counters that never fall: a few sums each, and a whole cell where the endpoint is critical.
+//! Everything that an endpoint ever did, for counters that never fall: a few sums each, and a whole cell where the endpoint is critical or has objectives.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,12 +33,12 @@ impl Sums {
 pub struct Total {
     /// Requests and their durations.
     pub sums: Sums,
-    /// Of a critical endpoint: its histograms and exact counts.
+    /// Of an endpoint that is critical or has objectives: its histograms and exact counts.
     pub cell: Option<Box<Cell>>,
 }
 
 impl Total {
-    /// Adds what came into a slot of an endpoint that is not critical.
+    /// Adds what came into a slot of an endpoint without a whole cell.
     pub fn add(&mut self, counted: &Counted<'_>) {
         match counted {
             Counted::One { outcome, us } => self.sums.add(*outcome, 1, *us),

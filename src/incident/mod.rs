@@ -421,6 +421,9 @@ pub enum DeliveryResult {
 }
 
 impl DeliveryResult {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sent, Self::Refused, Self::Expired];
+
     /// Its label.
     #[must_use]
     pub fn name(self) -> &'static str {

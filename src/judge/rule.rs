@@ -134,6 +134,29 @@ pub struct ObjectiveStatus {
     pub judged_to: Timestamp,
     #[serde(skip)]
     pub(crate) endpoint: EndpointId,
+    #[serde(skip)]
+    goal: Goal,
+}
+
+impl ObjectiveStatus {
+    /// Requests of a cell and the bad ones among them, by weight.
+    pub(crate) fn requests_and_bad(&self, cell: &Cell) -> (u64, u64) {
+        let sum = sum_of(self.goal, cell);
+        (sum.total.weight, sum.bad.weight)
+    }
+}
+
+fn sum_of(goal: Goal, cell: &Cell) -> Sum {
+    let total = cell.total();
+    let bad = match goal {
+        Goal::Availability => cell.failures(),
+        Goal::Latency { threshold_us } => total - cell.at_threshold(threshold_us).within,
+        Goal::Quantile { threshold_us, .. } => {
+            let count = cell.at_threshold(threshold_us);
+            total - count.within - count.failed_within
+        }
+    };
+    Sum { total, bad }
 }
 
 /// A pair of windows as the API shows it.
@@ -167,16 +190,7 @@ impl Rule {
     }
 
     fn sum_of(&self, cell: &Cell) -> Sum {
-        let total = cell.total();
-        let bad = match self.promise.goal {
-            Goal::Availability => cell.failures(),
-            Goal::Latency { threshold_us } => total - cell.at_threshold(threshold_us).within,
-            Goal::Quantile { threshold_us, .. } => {
-                let count = cell.at_threshold(threshold_us);
-                total - count.within - count.failed_within
-            }
-        };
-        Sum { total, bad }
+        sum_of(self.promise.goal, cell)
     }
 
     fn sum_of_one(&self, outcome: Outcome, us: u64) -> Sum {
@@ -416,6 +430,7 @@ impl Rule {
             incident: self.incident.clone(),
             judged_to: end.end(),
             endpoint: self.endpoint,
+            goal: self.promise.goal,
         }
     }
 

@@ -177,6 +177,8 @@ pub struct Gauges {
     pub judge_us: AtomicU64,
     /// Snapshots written.
     pub snapshots: AtomicU64,
+    /// One more than the bytes of room on the disk; 0 while they are not known.
+    pub free_bytes_and_one: AtomicU64,
 }
 
 /// What the engine needs beside its state.
@@ -521,7 +523,7 @@ impl Engine {
         keep_said(&self.history.index, position, delta, &effects)?;
         let frame = Frame::of(position, delta, &effects);
         self.history.keep(&mut self.machine, frame)?;
-        self.uncounted.extend(effects.made_critical);
+        self.uncounted.extend(effects.made_whole);
         self.complete_totals()?;
         if delta.records.iter().any(|r| matches!(r, Record::Configured { .. })) {
             self.known.set_critical(critical_of(self.machine.judge.promises()), self.machine.critical_from(EndpointId(0)));
@@ -546,7 +548,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Has history complete the totals of endpoints that became critical, as soon as there is room for what it is still to write.
+    /// Has history complete whole totals that were begun, as soon as there is room for what it is still to write.
     fn complete_totals(&mut self) -> Result<(), disk::Error> {
         if !self.uncounted.is_empty() && self.history.flush(&mut self.machine)? {
             self.machine.settle();
@@ -607,8 +609,9 @@ impl Engine {
                 self.refusals.put_back(&fates);
             }
         }
+        let free = disk::free_bytes(&self.data_dir);
+        self.gauges.free_bytes_and_one.store(free.map_or(0, |bytes| bytes.saturating_add(1)), Ordering::Relaxed);
         if self.no_room_since.is_none() {
-            let free = disk::free_bytes(&self.data_dir);
             let full = self.history.waits_for_room() || free.is_some_and(|free| free < self.free_bytes_min);
             if full != self.disk_full.swap(full, Ordering::Relaxed) {
                 warn!(free_bytes = free, full, "room on the disk");

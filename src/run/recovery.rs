@@ -99,6 +99,9 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
     let machine = match restored {
         Some(mut machine) => {
             keeper.files.cut_torn()?;
+            // A version that kept fewer whole totals may have written the snapshot.
+            let made_whole = machine.begin_whole();
+            complete_totals(&keeper.index, &keeper.reader(), &mut machine, &made_whole)?;
             for frame in file::Reader::log(data_dir, machine.position.next())? {
                 let frame = frame?;
                 keeper.replayed_bytes += frame.sections.iter().map(|s| s.bytes.len() as u64).sum::<u64>();
@@ -106,8 +109,8 @@ pub fn open(data_dir: &Path, limits: Limits, retention: Retention, now: Timestam
                 let effects = machine.take_in(frame.position, &mut delta);
                 keeper.keep_or_wait(&mut machine, frame.position, &delta, &effects)?;
                 match &mut keeper.waiting {
-                    Some(waiting) => waiting.uncounted.extend(effects.made_critical),
-                    None => complete_totals(&keeper.index, &keeper.reader(), &mut machine, &effects.made_critical)?,
+                    Some(waiting) => waiting.uncounted.extend(effects.made_whole),
+                    None => complete_totals(&keeper.index, &keeper.reader(), &mut machine, &effects.made_whole)?,
                 }
             }
             machine.settle();
@@ -229,13 +232,13 @@ fn visit_past(index: &Index, reader: &Reader, (named_to, end): (Position, Timest
     Ok(())
 }
 
-/// Completes the totals of endpoints that became critical with what history, written up to the machine's position, and open slots have of them.
-pub(super) fn complete_totals(index: &Index, reader: &Reader, machine: &mut Machine, made_critical: &[EndpointId]) -> Result<(), Error> {
-    let mut past: BTreeMap<EndpointId, Cell> = made_critical.iter().map(|id| (*id, Cell::default())).collect();
+/// Completes whole totals that were begun with what history, written up to the machine's position, and open slots have of them.
+pub(super) fn complete_totals(index: &Index, reader: &Reader, machine: &mut Machine, made_whole: &[EndpointId]) -> Result<(), Error> {
+    let mut past: BTreeMap<EndpointId, Cell> = made_whole.iter().map(|id| (*id, Cell::default())).collect();
     if past.is_empty() {
         return Ok(());
     }
-    visit_past(index, reader, (machine.position, machine.history_to()), &Wanted::These(made_critical.to_vec()), |row| {
+    visit_past(index, reader, (machine.position, machine.history_to()), &Wanted::These(made_whole.to_vec()), |row| {
         if let Some(cell) = past.get_mut(&row.endpoint) {
             cell.merge(&row.cell);
         }

@@ -111,6 +111,10 @@ impl Source for Live {
         let g = &self.gauges;
         [&g.commits, &g.commit_us, &g.judge_us, &g.snapshots].map(|n| n.load(Ordering::Relaxed))
     }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.gauges.free_bytes_and_one.load(Ordering::Relaxed).checked_sub(1)
+    }
 }
 
 /// Runs until SIGTERM or SIGINT. `config_file` is read again at SIGHUP.
@@ -236,6 +240,7 @@ fn site(config: &Config, address: std::net::SocketAddr, live: Live, (known, refu
         tokens: config.tokens.clone().into(),
         port: address.port(),
         loopback: address.ip().is_loopback(),
+        free_bytes_min: config.free_bytes_min,
         exported_endpoints_max: config.exported_endpoints_max,
         ready: Arc::new(AtomicBool::new(true)),
     }

@@ -4,7 +4,9 @@
 //! Families are built from the state at each scrape; nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart;
 //! what is counted in memory only is a gauge named `slowburn_process_*`. Endpoints are taken a thousand at a time, so that no look holds up commits.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::body::Body;
@@ -12,10 +14,12 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{MetricFamily, MetricType};
 use prometheus::{Encoder as _, TextEncoder};
 
 use super::exposition::{Detail, Exported, Page};
+use super::family::{Family, float, label};
+use super::owed::of_objectives;
 use super::question::{Query, Question, ids_of};
 use super::{Scene, Site};
 use crate::counting::Cell;
@@ -23,6 +27,7 @@ use crate::endpoint::{EndpointId, EndpointKey};
 use crate::history::catalogue::{Entry, Marked};
 use crate::history::closed_periods::Wanted;
 use crate::history::totals::Sums;
+use crate::incident::DeliveryResult;
 use crate::ingest::Fate;
 use crate::ingest::http::Refusal;
 use crate::judge::Promises;
@@ -117,8 +122,8 @@ async fn page(site: &Site, mut families: Vec<MetricFamily>, mut endpoints: Vec<E
     );
     truncated.gauge(vec![], float(left_out as u64));
     families.push(truncated.0);
-    // An empty family is refused by the encoder.
-    families.retain(|f| !f.get_metric().is_empty());
+    // The encoder refuses an empty family; whoever reads the page should know its name all the same.
+    let (families, empty): (Vec<_>, Vec<_>) = families.into_iter().partition(|f| !f.get_metric().is_empty());
     for ids in critical.chunks(LOOK_CRITICAL_MAX) {
         let ids = ids.to_vec();
         for (id, total, detail) in site.look(move |scene| details(scene, ids)).await? {
@@ -133,11 +138,15 @@ async fn page(site: &Site, mut families: Vec<MetricFamily>, mut endpoints: Vec<E
         tracing::error!(error = %e, "metrics cannot be encoded");
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", e.to_string())
     })?;
+    for family in empty {
+        let (name, kind) = (family.name(), format!("{:?}", family.get_field_type()).to_lowercase());
+        out.extend_from_slice(format!("# HELP {name} {}\n# TYPE {name} {kind}\n", family.help()).as_bytes());
+    }
     Ok(Page::new(out, endpoints))
 }
 
 fn details(scene: &Scene<'_>, ids: Vec<EndpointId>) -> Vec<(EndpointId, Sums, Detail)> {
-    let mut recent: std::collections::HashMap<EndpointId, Cell> = std::collections::HashMap::new();
+    let mut recent: HashMap<EndpointId, Cell> = HashMap::new();
     let wanted = Wanted::These(ids);
     scene.machine.visit_recent(&wanted, |id, cell| recent.entry(id).or_default().merge(cell));
     let Wanted::These(ids) = wanted else { return Vec::new() };
@@ -145,58 +154,6 @@ fn details(scene: &Scene<'_>, ids: Vec<EndpointId>) -> Vec<(EndpointId, Sums, De
     let of = |id: EndpointId| recent.get(&id).unwrap_or(&nothing);
     let detail = |id: EndpointId| Some((id, scene.machine.total_of(id), Detail::new(scene.machine.cell_of(id)?, of(id))));
     ids.into_iter().filter_map(detail).collect()
-}
-
-fn label(name: &str, value: &str) -> LabelPair {
-    let mut pair = LabelPair::default();
-    pair.set_name(name.to_owned());
-    pair.set_value(value.to_owned());
-    pair
-}
-
-fn labels_of(key: &EndpointKey) -> Vec<LabelPair> {
-    vec![label("service", &key.service), label("env", &key.env), label("kind", &key.kind), label("method", &key.method), label("route", &key.route)]
-}
-
-fn with(mut labels: Vec<LabelPair>, name: &str, value: &str) -> Vec<LabelPair> {
-    labels.push(label(name, value));
-    labels
-}
-
-#[expect(clippy::cast_precision_loss, reason = "Prometheus counts in doubles")]
-fn float(n: u64) -> f64 {
-    n as f64
-}
-
-struct Family(MetricFamily);
-
-impl Family {
-    fn new(name: &str, help: &str, kind: MetricType) -> Self {
-        let mut family = MetricFamily::default();
-        family.set_name(name.to_owned());
-        family.set_help(help.to_owned());
-        family.set_field_type(kind);
-        Self(family)
-    }
-
-    fn metric(&mut self, labels: Vec<LabelPair>) -> &mut Metric {
-        let mut metric = Metric::default();
-        metric.set_label(labels);
-        self.0.mut_metric().push(metric);
-        self.0.mut_metric().last_mut().expect("pushed above")
-    }
-
-    fn counter(&mut self, labels: Vec<LabelPair>, value: u64) {
-        let mut counter = Counter::default();
-        counter.set_value(float(value));
-        self.metric(labels).set_counter(counter);
-    }
-
-    fn gauge(&mut self, labels: Vec<LabelPair>, value: f64) {
-        let mut gauge = Gauge::default();
-        gauge.set_value(value);
-        self.metric(labels).set_gauge(gauge);
-    }
 }
 
 fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFamily> {
@@ -208,8 +165,12 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
         timings.counter(vec![label("outcome", fate.name())], machine.fates[fate as usize]);
     }
     let mut sent = Family::new("slowburn_notifications_total", "Notifications that ended, by receiver and result.", MetricType::COUNTER);
-    for ((receiver, result), count) in &machine.delivered {
-        sent.counter(vec![label("receiver", receiver), label("result", result)], *count);
+    // From 0 on: of a series that begins at 1 Prometheus sees no increase.
+    let receivers = machine.judge.promises().receivers.iter().flat_map(|r| DeliveryResult::ALL.map(|result| ((r.name.as_str(), result.name()), 0)));
+    let mut delivered: BTreeMap<(&str, &str), u64> = receivers.collect();
+    delivered.extend(machine.delivered.iter().map(|((receiver, result), count)| ((receiver.as_str(), *result), *count)));
+    for ((receiver, result), count) in delivered {
+        sent.counter(vec![label("receiver", receiver), label("result", result)], count);
     }
     let mut waiting = Family::new("slowburn_notifications_waiting", "Notifications that are owed and not delivered yet.", MetricType::GAUGE);
     waiting.gauge(vec![], float(machine.judge.outbox().len() as u64));
@@ -217,7 +178,7 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
         Family::new("slowburn_process_delivery_attempts", "Attempts at deliveries since the process started or was reconfigured.", MetricType::GAUGE);
     let mut failures =
         Family::new("slowburn_process_delivery_failures", "Failed attempts at deliveries since the process started or was reconfigured.", MetricType::GAUGE);
-    let mut by_receiver: std::collections::BTreeMap<&str, (u64, u64)> = std::collections::BTreeMap::new();
+    let mut by_receiver: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for lane in lanes {
         let sum = by_receiver.entry(&lane.receiver).or_default();
         *sum = (sum.0 + lane.attempts, sum.1 + lane.failures);
@@ -259,68 +220,24 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
 /// How full it is, and what was refused for it.
 fn load(site: &Site) -> Vec<MetricFamily> {
     let memory = site.memory();
-    [
+    let free = site.source.free_bytes().map(|bytes| ("slowburn_disk_free_bytes", "Room on the disk of the data directory.", bytes));
+    let disk_full = site.ingest.disk_full.load(Ordering::Relaxed);
+    let always = [
         ("slowburn_process_memory_ceiling_bytes", "Memory that the process may have.", memory.ceiling()),
         ("slowburn_process_memory_used_bytes", "Memory that the process had at the last look, and what was asked for since.", memory.used()),
         ("slowburn_process_memory_passing_bytes", "Memory asked for by bodies, batches and queries; a quarter of the ceiling at most.", memory.reserved()),
         ("slowburn_process_batches_waiting", "Batches that wait to be written.", site.ingest.waiting.len() as u64),
         ("slowburn_process_queries_refused", "Queries refused for lack of room since the process started.", site.queries.refused()),
-    ]
-    .into_iter()
-    .map(|(name, help, value)| {
-        let mut family = Family::new(name, help, MetricType::GAUGE);
-        family.gauge(vec![], float(value));
-        family.0
-    })
-    .collect()
-}
-
-fn of_objectives(scene: &Scene<'_>) -> Vec<MetricFamily> {
-    let machine = scene.machine;
-    let mut left = Family::new(
-        "slowburn_slo_error_budget_remaining_ratio",
-        "The share of the error budget that is left: 1 all, 0 none, below 0 overdrawn.",
-        MetricType::GAUGE,
-    );
-    let mut burn = Family::new("slowburn_slo_burn_rate", "How many times faster than its budget allows an objective burns, by window.", MetricType::GAUGE);
-    let mut target = Family::new("slowburn_slo_objective_ratio", "The share of good requests promised.", MetricType::GAUGE);
-    let mut undecided = Family::new("slowburn_slo_undecided", "1 when an objective looks broken and luck is not excluded.", MetricType::GAUGE);
-    for o in machine.judge.objectives() {
-        let Some(entry) = machine.catalogue.entry(o.endpoint) else { continue };
-        let labels = with(labels_of(&entry.key), "objective", &o.objective);
-        left.gauge(labels.clone(), o.error_budget_remaining_ratio);
-        target.gauge(labels.clone(), o.target_ratio);
-        undecided.gauge(labels.clone(), f64::from(u8::from(o.state == crate::judge::ObjectiveState::Undecided)));
-        let mut seen = std::collections::BTreeSet::new();
-        for w in &o.windows {
-            for (window, rate) in [(&w.evidence.long, w.evidence.burn_long), (&w.evidence.short, w.evidence.burn_short)] {
-                if seen.insert(window) {
-                    burn.gauge(with(labels.clone(), "window", window), rate);
-                }
-            }
-        }
-    }
-    let mut active = Family::new("slowburn_incident_active", "1 for each open incident.", MetricType::GAUGE);
-    let mut trend =
-        Family::new("slowburn_endpoint_trend_ratio_per_day", "Growth of the usual latency of an endpoint that creeps: 0.02 is 2 % a day.", MetricType::GAUGE);
-    let mut breach = Family::new(
-        "slowburn_endpoint_time_to_breach_seconds",
-        "Until an endpoint that creeps breaks the first of its promises, where a date can be given: as likely earlier as later.",
-        MetricType::GAUGE,
-    );
-    let now = machine.judge.judged_to().unwrap_or_default().end();
-    for i in machine.judge.incidents().values() {
-        let key = i.endpoint();
-        if let Some(slope) = i.evidence.change().and_then(|c| c.slope_ratio_per_day) {
-            trend.gauge(labels_of(&key), slope);
-        }
-        if let Some(forecast) = i.breach {
-            #[expect(clippy::cast_precision_loss, reason = "milliseconds of months are far below 2^53")]
-            breach.gauge(labels_of(&key), (forecast.at.0 - now.0).max(0) as f64 / 1000.0);
-        }
-        let labels = with(with(labels_of(&key), "incident_kind", i.kind.name()), "severity", i.severity.name());
-        let name = i.evidence.change().and_then(|c| c.name.as_deref());
-        active.gauge(with(labels, "objective", name.unwrap_or(&i.objective)), 1.0);
-    }
-    vec![left.0, burn.0, target.0, undecided.0, active.0, trend.0, breach.0]
+        ("slowburn_disk_free_min_bytes", "With less room than this on the disk timings are answered 507.", site.free_bytes_min),
+        ("slowburn_disk_full", "1 while timings are answered 507 for lack of room.", u64::from(disk_full)),
+    ];
+    always
+        .into_iter()
+        .chain(free)
+        .map(|(name, help, value)| {
+            let mut family = Family::new(name, help, MetricType::GAUGE);
+            family.gauge(vec![], float(value));
+            family.0
+        })
+        .collect()
 }

@@ -4,11 +4,14 @@
 
 pub mod api;
 mod exposition;
+mod family;
 pub mod guard;
 pub mod health;
 pub mod metrics;
+mod owed;
 pub mod queries;
 mod question;
+pub mod rules;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -60,6 +63,9 @@ pub trait Source: Send + Sync {
 
     /// Commits, microseconds spent on them, microseconds spent judging, snapshots; since the start.
     fn work(&self) -> [u64; 4];
+
+    /// Room on the disk of the data directory in bytes, where it is known.
+    fn free_bytes(&self) -> Option<u64>;
 }
 
 /// What every handler needs.
@@ -79,6 +85,8 @@ pub struct Site {
     pub port: u16,
     /// Whether the listener is loopback.
     pub loopback: bool,
+    /// With less room on the disk than so many bytes timings are refused.
+    pub free_bytes_min: u64,
     /// Endpoints in `/metrics`.
     pub exported_endpoints_max: usize,
     /// Whether the server takes requests.

@@ -106,6 +106,10 @@ impl Source for Direct {
     fn work(&self) -> [u64; 4] {
         [0; 4]
     }
+
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
 }
 
 pub struct Server {
@@ -171,6 +175,7 @@ impl Server {
             tokens: Arc::new([]),
             port: 0,
             loopback: true,
+            free_bytes_min: 0,
             exported_endpoints_max: 100,
             ready: Arc::new(AtomicBool::new(true)),
         };

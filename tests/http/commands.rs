@@ -45,6 +45,8 @@ fn exit_codes_tell_well_from_failed_from_wrong_usage() {
         (&["--version"], 0),
         (&["check"], 0),
         (&["print-config"], 0),
+        (&["rules"], 0),
+        (&["rules", "--runbooks", "a b"], 2),
         (&[], 2),
         (&["sing"], 2),
         (&["serve", "--colour"], 2),

@@ -371,9 +371,16 @@ pub(crate) struct Prometheus {
 
 impl Prometheus {
     pub(crate) fn start(dir: &Path, target: SocketAddr) -> Self {
+        Self::start_with_rules(dir, target, "")
+    }
+
+    /// With rules that it evaluates every second; of them a glob.
+    pub(crate) fn start_with_rules(dir: &Path, target: SocketAddr, rules: &str) -> Self {
         let config = format!(
-            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs: [{{job_name: slowburn, static_configs: [{{targets: ['{target}']}}]}}]\n"
+            "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\nrule_files: ['{rules}']\n\
+             scrape_configs: [{{job_name: slowburn, static_configs: [{{targets: ['{target}']}}]}}]\n"
         );
+        let config = if rules.is_empty() { config.replace("rule_files: ['']\n", "") } else { config };
         std::fs::write(dir.join("prometheus.yml"), config).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut command = Command::new("prometheus");
@@ -385,10 +392,15 @@ impl Prometheus {
         Self { _process: process, address }
     }
 
-    /// The value of a query's first series.
+    /// What it answers to a path.
+    pub(crate) fn get(&self, path: &str) -> Value {
+        get(self.address, path)
+    }
+
+    /// The value of a query's first series; fails when it is not understood.
     pub(crate) fn query(&self, query: &str) -> Option<f64> {
         let encoded: String = query.bytes().map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
-        let answer = get(self.address, &format!("/api/v1/query?query={encoded}"));
+        let answer = self.get(&format!("/api/v1/query?query={encoded}"));
         answer["data"]["result"][0]["value"][1].as_str().map(|v| v.parse().unwrap())
     }
 }
