@@ -1,21 +1,22 @@
-//! Metrics in the text format 0.0.4. `/metrics`: Slowburn itself, objectives, incidents, critical endpoints, and the busiest others up to a limit that says when it
+//! Metrics for Prometheus, in the format that it asks for. `/metrics`: Slowburn itself, objectives, incidents, critical endpoints, and the busiest others up to a limit that says when it
 //! cuts. `/metrics/endpoints`: all endpoints, or those that the query names.
 //!
 //! Families are built from the state at each scrape; nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart;
 //! what is counted in memory only is a gauge named `slowburn_process_*`. Endpoints are taken a thousand at a time, so that no look holds up commits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{Encoder as _, TextEncoder};
 
-use super::exposition::{Detail, Exported, Page};
+use super::exposition::format::{Format, wants_gzip};
+use super::exposition::{Detail, Exported, Family, Kind, Label, PACKER_BYTES, Page};
+use super::queries::Running;
 use super::question::{Query, Question, ids_of};
 use super::{Scene, Site};
 use crate::counting::Cell;
@@ -23,6 +24,7 @@ use crate::endpoint::{EndpointId, EndpointKey};
 use crate::history::catalogue::{Entry, Marked};
 use crate::history::closed_periods::Wanted;
 use crate::history::totals::Sums;
+use crate::incident::Marker;
 use crate::ingest::Fate;
 use crate::ingest::http::Refusal;
 use crate::judge::Promises;
@@ -37,32 +39,47 @@ const LOOK_ENDPOINTS_MAX: usize = 1_000;
 /// Critical endpoints, with their histograms, that one look takes.
 const LOOK_CRITICAL_MAX: usize = 25;
 
-const TEXT: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
-
 pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new().route("/metrics", get(metrics)).route("/metrics/endpoints", get(endpoints))
 }
 
-async fn metrics(State(site): State<Arc<Site>>) -> Result<Response, Refusal> {
-    let (lanes, work, limit) = (site.source.lanes(), site.source.work(), site.exported_endpoints_max);
+async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Result<Response, Refusal> {
+    let (lanes, work, limit, format) = (site.source.lanes(), site.source.work(), site.exported_endpoints_max, Format::wanted(&headers));
     let load = load(&site);
-    let first = site.look(move |scene| own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).collect::<Vec<_>>()).await?;
+    let first = site
+        .look(move |scene| {
+            own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).chain(of_incidents(scene)).chain([markers(scene)]).collect::<Vec<_>>()
+        })
+        .await?;
     let (all, critical) = exported(&site, &Question::default()).await?;
     let (chosen, left_out) = busiest(all, &critical, limit);
-    let page = page(&site, first, chosen, left_out, critical).await?;
+    let page = page(&site, format, first, chosen, left_out, critical, None).await?;
     // It is small: whoever reads it knows how long it is.
-    Ok((TEXT, page.into_bytes()).into_response())
+    Ok(answer(format, &headers, page, |page| Body::from(page.into_bytes())))
 }
 
-async fn endpoints(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Response, Refusal> {
+async fn endpoints(State(site): State<Arc<Site>>, headers: HeaderMap, Query(question): Query<Question>) -> Result<Response, Refusal> {
     let mut running = site.queries.begin().await?;
+    let format = Format::wanted(&headers);
     let (mut all, critical) = exported(&site, &question).await?;
-    site.queries.grow(&mut running, (2 * size_of::<Exported>() * all.len()) as u64)?;
+    site.queries.grow(&mut running, PACKER_BYTES + (2 * size_of::<Exported>() * all.len()) as u64)?;
     let left_out = all.len().saturating_sub(PAGE_ENDPOINTS_MAX);
     all.truncate(PAGE_ENDPOINTS_MAX);
-    let page = page(&site, Vec::new(), all, left_out, critical).await?;
+    let page = page(&site, format, Vec::new(), all, left_out, critical, Some(&mut running)).await?;
     // Its place is for others while it is sent, its memory is not.
-    Ok((TEXT, Body::new(page.holding(running.room))).into_response())
+    Ok(answer(format, &headers, page.holding(running.room), Body::new))
+}
+
+fn answer(format: Format, asked: &HeaderMap, page: Page, body: impl FnOnce(Page) -> Body) -> Response {
+    let packed = wants_gzip(asked);
+    let mut response = body(if packed { page.packed() } else { page }).into_response();
+    let mut say = |name, value| response.headers_mut().insert(name, HeaderValue::from_static(value));
+    say(header::CONTENT_TYPE, format.content_type());
+    say(header::VARY, "Accept, Accept-Encoding");
+    if packed {
+        say(header::CONTENT_ENCODING, "gzip");
+    }
+    response
 }
 
 /// The endpoints that are asked for, without details; and which of them are critical.
@@ -109,56 +126,55 @@ fn busiest(mut all: Vec<Exported>, critical: &[EndpointId], limit: usize) -> (Ve
     (all, left_out)
 }
 
-async fn page(site: &Site, mut families: Vec<MetricFamily>, mut endpoints: Vec<Exported>, left_out: usize, critical: Vec<EndpointId>) -> Result<Page, Refusal> {
-    let mut truncated = Family::new(
-        "slowburn_export_truncated_endpoints",
-        "Endpoints that are not on this page, because the limit of exported endpoints is reached.",
-        MetricType::GAUGE,
-    );
-    truncated.gauge(vec![], float(left_out as u64));
-    families.push(truncated.0);
-    // An empty family is refused by the encoder.
-    families.retain(|f| !f.get_metric().is_empty());
+async fn page(
+    site: &Site,
+    format: Format,
+    mut families: Vec<Family>,
+    mut endpoints: Vec<Exported>,
+    left_out: usize,
+    critical: Vec<EndpointId>,
+    mut running: Option<&mut Running>,
+) -> Result<Page, Refusal> {
+    let mut truncated =
+        gauge("slowburn_export_truncated_endpoints", "Endpoints that are not on this page, because the limit of exported endpoints is reached.");
+    truncated.add(vec![], float(left_out as u64));
+    families.push(truncated);
     for ids in critical.chunks(LOOK_CRITICAL_MAX) {
         let ids = ids.to_vec();
-        for (id, total, detail) in site.look(move |scene| details(scene, ids)).await? {
+        let details = site.look(move |scene| details(scene, ids, format)).await?;
+        if let Some(running) = &mut running {
+            site.queries.grow(running, details.iter().map(|(_, _, detail)| detail.bytes()).sum())?;
+        }
+        for (id, total, detail) in details {
             if let Ok(at) = endpoints.binary_search_by_key(&id, |e| e.id) {
                 // Of one moment, so that no bucket holds more than all.
                 (endpoints[at].total, endpoints[at].detail) = (total, Some(Box::new(detail)));
             }
         }
     }
-    let mut out = Vec::new();
-    TextEncoder::new().encode(&families, &mut out).map_err(|e| {
-        tracing::error!(error = %e, "metrics cannot be encoded");
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", e.to_string())
-    })?;
-    Ok(Page::new(out, endpoints))
+    Ok(Page::new(format, &families, endpoints))
 }
 
-fn details(scene: &Scene<'_>, ids: Vec<EndpointId>) -> Vec<(EndpointId, Sums, Detail)> {
+fn details(scene: &Scene<'_>, ids: Vec<EndpointId>, format: Format) -> Vec<(EndpointId, Sums, Detail)> {
     let mut recent: std::collections::HashMap<EndpointId, Cell> = std::collections::HashMap::new();
     let wanted = Wanted::These(ids);
     scene.machine.visit_recent(&wanted, |id, cell| recent.entry(id).or_default().merge(cell));
     let Wanted::These(ids) = wanted else { return Vec::new() };
     let nothing = Cell::default();
     let of = |id: EndpointId| recent.get(&id).unwrap_or(&nothing);
-    let detail = |id: EndpointId| Some((id, scene.machine.total_of(id), Detail::new(scene.machine.cell_of(id)?, of(id))));
+    let detail = |id: EndpointId| Some((id, scene.machine.total_of(id), Detail::new(scene.machine.cell_of(id)?, of(id), format)));
     ids.into_iter().filter_map(detail).collect()
 }
 
-fn label(name: &str, value: &str) -> LabelPair {
-    let mut pair = LabelPair::default();
-    pair.set_name(name.to_owned());
-    pair.set_value(value.to_owned());
-    pair
+fn label(name: &'static str, value: &str) -> Label {
+    (name, value.to_owned())
 }
 
-fn labels_of(key: &EndpointKey) -> Vec<LabelPair> {
+fn labels_of(key: &EndpointKey) -> Vec<Label> {
     vec![label("service", &key.service), label("env", &key.env), label("kind", &key.kind), label("method", &key.method), label("route", &key.route)]
 }
 
-fn with(mut labels: Vec<LabelPair>, name: &str, value: &str) -> Vec<LabelPair> {
+fn with(mut labels: Vec<Label>, name: &'static str, value: &str) -> Vec<Label> {
     labels.push(label(name, value));
     labels
 }
@@ -168,70 +184,45 @@ fn float(n: u64) -> f64 {
     n as f64
 }
 
-struct Family(MetricFamily);
-
-impl Family {
-    fn new(name: &str, help: &str, kind: MetricType) -> Self {
-        let mut family = MetricFamily::default();
-        family.set_name(name.to_owned());
-        family.set_help(help.to_owned());
-        family.set_field_type(kind);
-        Self(family)
-    }
-
-    fn metric(&mut self, labels: Vec<LabelPair>) -> &mut Metric {
-        let mut metric = Metric::default();
-        metric.set_label(labels);
-        self.0.mut_metric().push(metric);
-        self.0.mut_metric().last_mut().expect("pushed above")
-    }
-
-    fn counter(&mut self, labels: Vec<LabelPair>, value: u64) {
-        let mut counter = Counter::default();
-        counter.set_value(float(value));
-        self.metric(labels).set_counter(counter);
-    }
-
-    fn gauge(&mut self, labels: Vec<LabelPair>, value: f64) {
-        let mut gauge = Gauge::default();
-        gauge.set_value(value);
-        self.metric(labels).set_gauge(gauge);
-    }
+fn gauge(name: &'static str, help: &'static str) -> Family {
+    Family::new(name, help, Kind::Gauge)
 }
 
-fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFamily> {
+fn counter(name: &'static str, help: &'static str) -> Family {
+    Family::new(name, help, Kind::Counter)
+}
+
+fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<Family> {
     let machine = scene.machine;
-    let mut build = Family::new("slowburn_build_info", "The version that runs; always 1.", MetricType::GAUGE);
-    build.gauge(vec![label("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    let mut timings = Family::new("slowburn_ingest_timings_total", "Timings received, each with exactly one outcome.", MetricType::COUNTER);
+    let mut build = Family::new("slowburn_build_info", "The version that runs; always 1.", Kind::Info);
+    build.add(vec![label("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    let mut timings = counter("slowburn_ingest_timings_total", "Timings received, each with exactly one outcome.");
     for fate in Fate::ALL {
-        timings.counter(vec![label("outcome", fate.name())], machine.fates[fate as usize]);
+        timings.add(vec![label("outcome", fate.name())], float(machine.fates[fate as usize]));
     }
-    let mut sent = Family::new("slowburn_notifications_total", "Notifications that ended, by receiver and result.", MetricType::COUNTER);
+    let mut sent = counter("slowburn_notifications_total", "Notifications that ended, by receiver and result.");
     for ((receiver, result), count) in &machine.delivered {
-        sent.counter(vec![label("receiver", receiver), label("result", result)], *count);
+        sent.add(vec![label("receiver", receiver), label("result", result)], float(*count));
     }
-    let mut waiting = Family::new("slowburn_notifications_waiting", "Notifications that are owed and not delivered yet.", MetricType::GAUGE);
-    waiting.gauge(vec![], float(machine.judge.outbox().len() as u64));
-    let mut attempts =
-        Family::new("slowburn_process_delivery_attempts", "Attempts at deliveries since the process started or was reconfigured.", MetricType::GAUGE);
-    let mut failures =
-        Family::new("slowburn_process_delivery_failures", "Failed attempts at deliveries since the process started or was reconfigured.", MetricType::GAUGE);
-    let mut by_receiver: std::collections::BTreeMap<&str, (u64, u64)> = std::collections::BTreeMap::new();
+    let mut waiting = gauge("slowburn_notifications_waiting", "Notifications that are owed and not delivered yet.");
+    waiting.add(vec![], float(machine.judge.outbox().len() as u64));
+    let mut attempts = gauge("slowburn_process_delivery_attempts", "Attempts at deliveries since the process started or was reconfigured.");
+    let mut failures = gauge("slowburn_process_delivery_failures", "Failed attempts at deliveries since the process started or was reconfigured.");
+    let mut by_receiver: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for lane in lanes {
         let sum = by_receiver.entry(&lane.receiver).or_default();
         *sum = (sum.0 + lane.attempts, sum.1 + lane.failures);
     }
     for (receiver, (tried, failed)) in by_receiver.into_iter().filter(|(receiver, _)| !receiver.is_empty()) {
-        attempts.gauge(vec![label("receiver", receiver)], float(tried));
-        failures.gauge(vec![label("receiver", receiver)], float(failed));
+        attempts.add(vec![label("receiver", receiver)], float(tried));
+        failures.add(vec![label("receiver", receiver)], float(failed));
     }
-    let mut endpoints = Family::new("slowburn_endpoints", "Endpoints in the catalogue.", MetricType::GAUGE);
-    endpoints.gauge(vec![], float(machine.catalogue.entries().len() as u64));
-    let mut judged = Family::new("slowburn_judged_timestamp_seconds", "The end of the last slot that was judged.", MetricType::GAUGE);
+    let mut endpoints = gauge("slowburn_endpoints", "Endpoints in the catalogue.");
+    endpoints.add(vec![], float(machine.catalogue.entries().len() as u64));
+    let mut judged = gauge("slowburn_judged_timestamp_seconds", "The end of the last slot that was judged.");
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of a date are far below 2^53")]
-    judged.gauge(vec![], machine.judge.judged_to().map_or(0.0, |s| s.end().0 as f64 / 1000.0));
-    let mut families = vec![build.0, timings.0, sent.0, waiting.0, attempts.0, failures.0, endpoints.0, judged.0];
+    judged.add(vec![], machine.judge.judged_to().map_or(0.0, |s| s.end().0 as f64 / 1000.0));
+    let mut families = vec![build, timings, sent, waiting, attempts, failures, endpoints, judged];
     let [commits, commit_us, judge_us, snapshots] = work;
     for (name, help, value) in [
         ("slowburn_process_commits", "Writes to the log since the process started.", float(commits)),
@@ -239,9 +230,9 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
         ("slowburn_process_judge_seconds", "Time spent judging since the process started.", float(judge_us) / 1e6),
         ("slowburn_process_snapshots", "Snapshots written since the process started.", float(snapshots)),
     ] {
-        let mut family = Family::new(name, help, MetricType::GAUGE);
-        family.gauge(vec![], value);
-        families.push(family.0);
+        let mut family = gauge(name, help);
+        family.add(vec![], value);
+        families.push(family);
     }
     for (name, help, value) in [
         ("slowburn_log_frames_total", "Frames written to the log.", machine.position.0),
@@ -249,15 +240,15 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
         ("slowburn_sender_dropped_timings_total", "Timings that senders dropped before they could send them.", machine.keys.dropped()),
         ("slowburn_sender_conflicts_total", "Signs that two processes use one sender's name.", machine.keys.conflicts()),
     ] {
-        let mut family = Family::new(name, help, MetricType::COUNTER);
-        family.counter(vec![], value);
-        families.push(family.0);
+        let mut family = counter(name, help);
+        family.add(vec![], float(value));
+        families.push(family);
     }
     families
 }
 
 /// How full it is, and what was refused for it.
-fn load(site: &Site) -> Vec<MetricFamily> {
+fn load(site: &Site) -> Vec<Family> {
     let memory = site.memory();
     [
         ("slowburn_process_memory_ceiling_bytes", "Memory that the process may have.", memory.ceiling()),
@@ -268,59 +259,85 @@ fn load(site: &Site) -> Vec<MetricFamily> {
     ]
     .into_iter()
     .map(|(name, help, value)| {
-        let mut family = Family::new(name, help, MetricType::GAUGE);
-        family.gauge(vec![], float(value));
-        family.0
+        let mut family = gauge(name, help);
+        family.add(vec![], float(value));
+        family
     })
     .collect()
 }
 
-fn of_objectives(scene: &Scene<'_>) -> Vec<MetricFamily> {
+fn of_objectives(scene: &Scene<'_>) -> Vec<Family> {
     let machine = scene.machine;
-    let mut left = Family::new(
-        "slowburn_slo_error_budget_remaining_ratio",
-        "The share of the error budget that is left: 1 all, 0 none, below 0 overdrawn.",
-        MetricType::GAUGE,
-    );
-    let mut burn = Family::new("slowburn_slo_burn_rate", "How many times faster than its budget allows an objective burns, by window.", MetricType::GAUGE);
-    let mut target = Family::new("slowburn_slo_objective_ratio", "The share of good requests promised.", MetricType::GAUGE);
-    let mut undecided = Family::new("slowburn_slo_undecided", "1 when an objective looks broken and luck is not excluded.", MetricType::GAUGE);
+    let mut left = gauge("slowburn_slo_error_budget_remaining_ratio", "The share of the error budget that is left: 1 all, 0 none, below 0 overdrawn.");
+    let mut burn = gauge("slowburn_slo_burn_rate", "How many times faster than its budget allows an objective burns, by window.");
+    let mut target = gauge("slowburn_slo_objective_ratio", "The share of good requests promised.");
+    let mut undecided = gauge("slowburn_slo_undecided", "1 when an objective looks broken and luck is not excluded.");
     for o in machine.judge.objectives() {
         let Some(entry) = machine.catalogue.entry(o.endpoint) else { continue };
         let labels = with(labels_of(&entry.key), "objective", &o.objective);
-        left.gauge(labels.clone(), o.error_budget_remaining_ratio);
-        target.gauge(labels.clone(), o.target_ratio);
-        undecided.gauge(labels.clone(), f64::from(u8::from(o.state == crate::judge::ObjectiveState::Undecided)));
+        left.add(labels.clone(), o.error_budget_remaining_ratio);
+        target.add(labels.clone(), o.target_ratio);
+        undecided.add(labels.clone(), f64::from(u8::from(o.state == crate::judge::ObjectiveState::Undecided)));
         let mut seen = std::collections::BTreeSet::new();
         for w in &o.windows {
             for (window, rate) in [(&w.evidence.long, w.evidence.burn_long), (&w.evidence.short, w.evidence.burn_short)] {
                 if seen.insert(window) {
-                    burn.gauge(with(labels.clone(), "window", window), rate);
+                    burn.add(with(labels.clone(), "window", window), rate);
                 }
             }
         }
     }
-    let mut active = Family::new("slowburn_incident_active", "1 for each open incident.", MetricType::GAUGE);
-    let mut trend =
-        Family::new("slowburn_endpoint_trend_ratio_per_day", "Growth of the usual latency of an endpoint that creeps: 0.02 is 2 % a day.", MetricType::GAUGE);
-    let mut breach = Family::new(
+    vec![left, burn, target, undecided]
+}
+
+fn of_incidents(scene: &Scene<'_>) -> Vec<Family> {
+    let machine = scene.machine;
+    let mut active = gauge("slowburn_incident_active", "1 for each open incident.");
+    let mut trend = gauge("slowburn_endpoint_trend_ratio_per_day", "Growth of the usual latency of an endpoint that creeps: 0.02 is 2 % a day.");
+    let mut breach = gauge(
         "slowburn_endpoint_time_to_breach_seconds",
         "Until an endpoint that creeps breaks the first of its promises, where a date can be given: as likely earlier as later.",
-        MetricType::GAUGE,
     );
+    // An endpoint with several incidents has one growth and one date, the nearest.
+    let (mut open, mut growth, mut dates) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let now = machine.judge.judged_to().unwrap_or_default().end();
     for i in machine.judge.incidents().values() {
         let key = i.endpoint();
         if let Some(slope) = i.evidence.change().and_then(|c| c.slope_ratio_per_day) {
-            trend.gauge(labels_of(&key), slope);
+            growth.insert(labels_of(&key), slope);
         }
         if let Some(forecast) = i.breach {
             #[expect(clippy::cast_precision_loss, reason = "milliseconds of months are far below 2^53")]
-            breach.gauge(labels_of(&key), (forecast.at.0 - now.0).max(0) as f64 / 1000.0);
+            let left = (forecast.at.0 - now.0).max(0) as f64 / 1000.0;
+            dates.entry(labels_of(&key)).and_modify(|nearest: &mut f64| *nearest = nearest.min(left)).or_insert(left);
         }
         let labels = with(with(labels_of(&key), "incident_kind", i.kind.name()), "severity", i.severity.name());
         let name = i.evidence.change().and_then(|c| c.name.as_deref());
-        active.gauge(with(labels, "objective", name.unwrap_or(&i.objective)), 1.0);
+        open.insert(with(labels, "objective", name.unwrap_or(&i.objective)), 1.0);
     }
-    vec![left.0, burn.0, target.0, undecided.0, active.0, trend.0, breach.0]
+    for (family, samples) in [(&mut active, open), (&mut trend, growth), (&mut breach, dates)] {
+        for (labels, value) in samples {
+            family.add(labels, value);
+        }
+    }
+    vec![active, trend, breach]
+}
+
+/// The latest marker of each service, so that a dashboard can draw where something changed.
+fn markers(scene: &Scene<'_>) -> Family {
+    let mut marked = gauge("slowburn_marker_timestamp_seconds", "When the latest marker of a service was set; its title and version are in the labels.");
+    // The state is as good without them.
+    let latest: BTreeMap<String, Marker> = scene.index.markers().unwrap_or_default().into_iter().fold(BTreeMap::new(), |mut latest, marker| {
+        match latest.get(&marker.service) {
+            Some(known) if known.ts > marker.ts => {}
+            _ => drop(latest.insert(marker.service.clone(), marker)),
+        }
+        latest
+    });
+    for marker in latest.into_values() {
+        let labels = vec![label("service", &marker.service), label("title", &marker.title), label("version", &marker.version)];
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of a date are far below 2^53")]
+        marked.add(labels, marker.ts.0 as f64 / 1000.0);
+    }
+    marked
 }

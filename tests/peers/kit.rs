@@ -371,15 +371,34 @@ pub(crate) struct Prometheus {
 
 impl Prometheus {
     pub(crate) fn start(dir: &Path, target: SocketAddr) -> Self {
+        Self::start_with(dir, target, "", &[])
+    }
+
+    /// One that takes native histograms, by whatever its version wants for it: a flag up to 3.7, a setting of the scrape from then on. Where it can, it takes the classic buckets too.
+    pub(crate) fn start_native(dir: &Path, target: SocketAddr) -> Self {
+        let said = Command::new("prometheus").arg("--version").output().unwrap();
+        let said = String::from_utf8([said.stdout, said.stderr].concat()).unwrap();
+        let mut numbers = said.split("version ").nth(1).unwrap().split(['.', '+', ' ', ',']).map(|n| n.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap(), numbers.next().unwrap());
+        let settings = match version {
+            (3.., _) if version >= (3, 8) => ", scrape_native_histograms: true, always_scrape_classic_histograms: true",
+            (3.., _) => ", always_scrape_classic_histograms: true",
+            (2, 45..) => ", scrape_classic_histograms: true",
+            _ => "",
+        };
+        Self::start_with(dir, target, settings, if version < (3, 8) { &["--enable-feature=native-histograms"] } else { &[] })
+    }
+
+    fn start_with(dir: &Path, target: SocketAddr, settings: &str, arguments: &[&str]) -> Self {
         let config = format!(
-            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs: [{{job_name: slowburn, static_configs: [{{targets: ['{target}']}}]}}]\n"
+            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs: [{{job_name: slowburn, static_configs: [{{targets: ['{target}']}}]{settings}}}]\n"
         );
         std::fs::write(dir.join("prometheus.yml"), config).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut command = Command::new("prometheus");
         command.arg(format!("--config.file={}", dir.join("prometheus.yml").display()));
         command.arg(format!("--storage.tsdb.path={}", dir.join("prometheus").display()));
-        command.arg(format!("--web.listen-address={address}")).stdout(Stdio::null());
+        command.arg(format!("--web.listen-address={address}")).args(arguments).stdout(Stdio::null());
         let process = Process::start("prometheus", &mut command).0;
         until("Prometheus is ready", 60, || ask(address, "GET", "/-/ready", "", "").is_ok_and(|a| a.0 == 200));
         Self { _process: process, address }
@@ -387,8 +406,19 @@ impl Prometheus {
 
     /// The value of a query's first series.
     pub(crate) fn query(&self, query: &str) -> Option<f64> {
-        let encoded: String = query.bytes().map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
-        let answer = get(self.address, &format!("/api/v1/query?query={encoded}"));
+        let answer = self.answer(query).unwrap_or_else(|e| panic!("{query}: {e}"));
         answer["data"]["result"][0]["value"][1].as_str().map(|v| v.parse().unwrap())
+    }
+
+    #[allow(dead_code, reason = "the dashboards' test asks for it")]
+    /// How many series a query has, native histograms among them; or what Prometheus has against it.
+    pub(crate) fn series(&self, query: &str) -> Result<usize, String> {
+        Ok(self.answer(query)?["data"]["result"].as_array().unwrap().len())
+    }
+
+    fn answer(&self, query: &str) -> Result<Value, String> {
+        let encoded: String = query.bytes().map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
+        let (status, body) = ask(self.address, "GET", &format!("/api/v1/query?query={encoded}"), "", "").unwrap();
+        if status == 200 { Ok(serde_json::from_str(&body).unwrap()) } else { Err(body) }
     }
 }
