@@ -248,12 +248,46 @@ fn a_mail_server_that_was_away_gets_each_mail_once() {
 
 /// What `promtool check metrics` has to say; empty when all is well.
 fn promtool(scrape: &str) -> String {
-    let mut promtool = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    promtool.stdin.take().unwrap().write_all(scrape.as_bytes()).unwrap();
-    let output = promtool.wait_with_output().unwrap();
+    said_of(scrape, "promtool", &["check", "metrics"])
+}
+
+/// What a program that reads a page has to say.
+fn said_of(page: &str, program: &str, arguments: &[&str]) -> String {
+    let mut reader = Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    reader.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+    let output = reader.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success() || !said.is_empty());
     String::from_utf8(said).unwrap()
+}
+
+/// Reads a page from standard input and says how many families and samples it has.
+const OPEN_METRICS_READER: &str = "
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as read
+families = list(read(sys.stdin.buffer.read().decode()))
+print(len(families), sum(len(f.samples) for f in families), sorted({f.unit for f in families}))
+";
+
+#[test]
+fn the_reference_reader_takes_the_open_metrics_page() {
+    if !kit::has_open_metrics() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &config(kit::free_port(), SHORT_WINDOWS));
+    assert_eq!(server.post("", &(orders(60, 180, 0) + &orders(60, 2_000, 0))).1["accepted"], 120);
+    let marker = r#"{"title":"a \"quoted\" title\\","version":"1"}"#;
+    assert_eq!(kit::ask(server.address, "POST", "/api/v1/markers", "Content-Type: application/json\r\n", marker).unwrap().0, 200);
+    until("an incident", 60, || !server.incidents().is_empty());
+    for path in ["/metrics", "/metrics/endpoints", "/metrics/endpoints?service=nobody"] {
+        let (status, page) = kit::ask(server.address, "GET", path, "Accept: application/openmetrics-text\r\n", "").unwrap();
+        let said = said_of(&page, "python3", &["-c", OPEN_METRICS_READER]);
+        let samples = page.lines().filter(|l| !l.starts_with('#')).count();
+        let families = page.matches("# TYPE ").count();
+        assert!(status == 200 && said.starts_with(&format!("{families} {samples} ")), "{said} {page}");
+        assert!(path != "/metrics" || said.trim().ends_with("['', 'bytes', 'ratio', 'seconds']"), "{said}");
+    }
 }
 
 #[test]

@@ -218,6 +218,11 @@ pub(crate) fn has_mail_server() -> bool {
     has(runs("python3", &["-c", "import aiosmtpd"]), "aiosmtpd==1.4.6 (Python)")
 }
 
+/// The reference reader of `OpenMetrics`, which is strict.
+pub(crate) fn has_open_metrics() -> bool {
+    has(runs("python3", &["-c", "import prometheus_client.openmetrics.parser"]), "prometheus-client==0.26.0 (Python)")
+}
+
 pub(crate) fn has_prometheus() -> bool {
     has(runs("prometheus", &["--version"]) && runs("promtool", &["--version"]), "Prometheus with promtool")
 }
