@@ -99,8 +99,8 @@ mod tests {
         us as f64 / 1e6
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "at most 640 either way")]
     /// By the definition: the only bucket whose bounds hold the value.
+    #[expect(clippy::cast_possible_truncation, reason = "at most 640 either way")]
     fn naive_index(us: u64) -> Option<i32> {
         let near = if us == 0 { 0 } else { (32.0 * seconds(us).log2()) as i32 };
         (us > 0).then(|| (near - 2..near + 3).find(|i| upper_seconds(i - 1) < seconds(us) && seconds(us) <= upper_seconds(*i)).unwrap())

@@ -415,8 +415,8 @@ impl Prometheus {
         answer["data"]["result"][0]["value"][1].as_str().map(|v| v.parse().unwrap())
     }
 
-    #[allow(dead_code, reason = "the dashboards' test asks for it")]
     /// How many series a query has, native histograms among them; or what Prometheus has against it.
+    #[allow(dead_code, reason = "the dashboards' test asks for it")]
     pub(crate) fn series(&self, query: &str) -> Result<usize, String> {
         Ok(self.answer(query)?["data"]["result"].as_array().unwrap().len())
     }

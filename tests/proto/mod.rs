@@ -21,8 +21,8 @@ pub fn encode(message: &Value) -> Vec<u8> {
     DynamicMessage::deserialize(batch().clone(), message).unwrap_or_else(|e| panic!("{e}: {message}")).encode_to_vec()
 }
 
-#[allow(dead_code, reason = "one of the tests that read this file needs it")]
 /// The families of a page, each behind its length, in protobuf's own JSON form.
+#[allow(dead_code, reason = "one of the tests that read this file needs it")]
 pub fn decode_families(mut page: &[u8]) -> Vec<Value> {
     let family = compiled("tests/proto", "metrics.proto", "io.prometheus.client.MetricFamily");
     let mut families = Vec::new();
