@@ -251,3 +251,27 @@ fn a_native_histogram_has_every_duration_in_its_bucket() {
     let other = of("o\"th\\er");
     assert_eq!((number(&other["sampleCount"]), number(&other["sampleSum"]), other.get("schema"), list(&other["bucket"]).len()), (1.0, 0.0015, None, 0));
 }
+
+#[test]
+fn an_endpoint_that_became_critical_later_has_all_its_past_in_the_buckets() {
+    let server = Server::start("", &[]);
+    let start = now_ms();
+    let send = |server: &Server, n: u64| {
+        let lines: String =
+            (0..n).fold(String::new(), |lines, us| lines + &format!("{{\"ts\":{start},\"service\":\"shop\",\"route\":\"/a\",\"duration_us\":{us}}}\n"));
+        server.send_ndjson(lines.as_bytes()).taken(n, 0);
+    };
+    let shop = |server: &Server| {
+        let families = decode_families(&scrape(server, "/metrics", PROTOBUF, "").whole());
+        families.iter().find(|f| f["name"] == "slowburn_request_duration_seconds").unwrap()["metric"][0]["histogram"].clone()
+    };
+    send(&server, 300);
+    assert_eq!((shop(&server).get("schema"), number(&shop(&server)["sampleCount"])), (None, 300.0));
+    let server = server.restart(CONFIG);
+    send(&server, 50);
+    // Prometheus takes no native histogram whose buckets are not its count.
+    let now = shop(&server);
+    assert_eq!((number(&now["schema"]), number(&now["sampleCount"]), number(&now["zeroCount"])), (5.0, 350.0, 2.0));
+    assert_eq!(native_buckets(&now).values().sum::<i64>(), 348);
+    assert!((number(&now["sampleSum"]) - f64::from(299 * 150 + 49 * 25) / 1e6).abs() < 1e-9, "{now}");
+}
