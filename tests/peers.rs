@@ -6,6 +6,7 @@
 #![allow(clippy::cast_precision_loss, clippy::similar_names, reason = "counts far below 2^53; a server, what it served")]
 
 #[path = "peers/kit.rs"]
+#[allow(dead_code, reason = "other tests share it")]
 mod kit;
 
 use std::fmt::Write as _;
@@ -248,12 +249,46 @@ fn a_mail_server_that_was_away_gets_each_mail_once() {
 
 /// What `promtool check metrics` has to say; empty when all is well.
 fn promtool(scrape: &str) -> String {
-    let mut promtool = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    promtool.stdin.take().unwrap().write_all(scrape.as_bytes()).unwrap();
-    let output = promtool.wait_with_output().unwrap();
+    said_of(scrape, "promtool", &["check", "metrics"])
+}
+
+/// What a program that reads a page has to say.
+fn said_of(page: &str, program: &str, arguments: &[&str]) -> String {
+    let mut reader = Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    reader.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
+    let output = reader.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success() || !said.is_empty());
     String::from_utf8(said).unwrap()
+}
+
+/// Reads a page from standard input and says how many families and samples it has.
+const OPEN_METRICS_READER: &str = "
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as read
+families = list(read(sys.stdin.buffer.read().decode()))
+print(len(families), sum(len(f.samples) for f in families), sorted({f.unit for f in families}))
+";
+
+#[test]
+fn the_reference_reader_takes_the_open_metrics_page() {
+    if !kit::has_open_metrics() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &config(kit::free_port(), SHORT_WINDOWS));
+    assert_eq!(server.post("", &(orders(60, 180, 0) + &orders(60, 2_000, 0))).1["accepted"], 120);
+    let marker = r#"{"title":"a \"quoted\" title\\","version":"1"}"#;
+    assert_eq!(kit::ask(server.address, "POST", "/api/v1/markers", "Content-Type: application/json\r\n", marker).unwrap().0, 200);
+    until("an incident", 60, || !server.incidents().is_empty());
+    for path in ["/metrics", "/metrics/endpoints", "/metrics/endpoints?service=nobody"] {
+        let (status, page) = kit::ask(server.address, "GET", path, "Accept: application/openmetrics-text\r\n", "").unwrap();
+        let said = said_of(&page, "python3", &["-c", OPEN_METRICS_READER]);
+        let samples = page.lines().filter(|l| !l.starts_with('#')).count();
+        let families = page.matches("# TYPE ").count();
+        assert!(status == 200 && said.starts_with(&format!("{families} {samples} ")), "{said} {page}");
+        assert!(path != "/metrics" || said.trim().ends_with("['', 'bytes', 'ratio', 'seconds']"), "{said}");
+    }
 }
 
 #[test]
@@ -325,6 +360,48 @@ fn prometheus_reads_what_slowburn_counts_and_no_counter_falls() {
     let counted = sum(&server.samples(), "slowburn_requests_total", &[r#"service="shop""#, r#"method="POST""#, "/orders"]);
     // The shop's own load orders too, one in a hundred.
     assert!(counted >= served as f64 && failed == 0, "{served} orders were served over two restarts of Slowburn, {failed} failed, {counted} were counted");
+}
+
+#[test]
+fn prometheus_reads_quantiles_off_native_histograms_as_slowburn_does() {
+    if !kit::has_prometheus() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), &config(kit::free_port(), ""));
+    let prometheus = Prometheus::start_native(dir.path(), server.address);
+    // From 3 ms to half a minute, most of them about 100 ms; one too many for ranks that end on a whole number.
+    let body = |n: u64| (0..n).map(|k| orders(1, 3 + (k * k * k / 2_000_000) + (k * 2_654_435_761) % 150, 1_000)).collect::<String>();
+    assert_eq!(server.post("", &body(3_001)).1["accepted"], 3_001);
+    let native = r#"slowburn_request_duration_seconds{route="/orders"}"#;
+    until("all of it is scraped", 60, || prometheus.query(&format!("histogram_count({native})")) == Some(3_001.0));
+    let own = &server.get("/api/v1/quantiles?service=shop&route=/orders&q=0.01,0.5,0.9,0.95,0.99,0.999")["points"][0];
+    assert_eq!(own["count"], 3_001);
+    for (q, own) in own["values"].as_object().unwrap() {
+        let (own, theirs) = (own.as_f64().unwrap(), prometheus.query(&format!("histogram_quantile({q}, {native})")).unwrap());
+        eprintln!("quantile {q}: Slowburn {own} s, Prometheus {theirs} s, {:+.2} %", 100.0 * (theirs / own - 1.0));
+        assert!((theirs / own - 1.0).abs() <= slowburn::histogram::native::BUCKET_ERROR_RATIO + 1e-9, "{q}: {theirs} for {own}");
+    }
+    let close = |query: &str, value: f64| {
+        let theirs = prometheus.query(query).unwrap();
+        assert!((theirs - value).abs() < 1e-6 * value, "{query}: {theirs} for {value}");
+    };
+    let samples = server.samples();
+    close(&format!("histogram_sum({native})"), sum(&samples, "slowburn_request_duration_seconds_sum", &["/orders"]));
+    // The share within 800 ms, which is inside of a bucket.
+    let within = sum(&samples, "slowburn_request_duration_seconds_bucket", &["/orders", r#"le="0.8""#]) / 3_001.0;
+    let theirs = prometheus.query(&format!("histogram_fraction(0, 0.8, {native})")).unwrap();
+    assert!((theirs - within).abs() < 0.02, "{theirs} for {within}");
+
+    // It rises as a counter does, so rates and sums over endpoints have quantiles too.
+    assert_eq!(server.post("", &body(2_000)).1["accepted"], 2_000);
+    let of_rates = format!("histogram_quantile(0.95, sum(rate({native}[30s])))");
+    until(&of_rates, 60, || prometheus.query(&of_rates).is_some_and(|v| v > 0.003 && v < 30.0));
+    assert_eq!(prometheus.query(&format!("max(resets({native}[5m]))")), Some(0.0));
+    // Everything else is there as it is in text.
+    assert_eq!(prometheus.query(r#"sum(slowburn_requests_total{route="/orders"})"#), Some(5_001.0));
+    assert!(prometheus.query(r#"slowburn_endpoint_latency_seconds{quantile="0.95",window="1m"}"#).is_some_and(|v| v > 0.0));
+    assert!(prometheus.query("slowburn_build_info") == Some(1.0) && prometheus.query("up") == Some(1.0));
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! HDR histograms: the value grid ([`grid`]), the buckets that hold something, their bytes ([`codec`]) and the
-//! quantiles read from them ([`quantile`]).
+//! quantiles read from them ([`quantile`]), and the buckets in which Prometheus takes them ([`native`]).
 //!
 //! Why not the crate's type in memory: at 2 digits and 7 days it is 35 kB a histogram however empty; a slot of a quiet
 //! endpoint has three values. The grid is the crate's, bucket for bucket (a test holds it), so conversion loses nothing.
@@ -9,6 +9,7 @@ pub mod codec;
 pub mod dense;
 pub mod grid;
 pub mod listed;
+pub mod native;
 pub mod quantile;
 
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! Metrics in the text format 0.0.4. `/metrics`: Slowburn itself, objectives, incidents, critical endpoints, and the busiest others up to a limit that says when it
+//! Metrics for Prometheus, in the format that it asks for. `/metrics`: Slowburn itself, objectives, incidents, critical endpoints, and the busiest others up to a limit that says when it
 //! cuts. `/metrics/endpoints`: all endpoints, or those that the query names.
 //!
 //! Families are built from the state at each scrape; nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart;
@@ -11,15 +11,15 @@ use std::sync::atomic::Ordering;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus::proto::{MetricFamily, MetricType};
-use prometheus::{Encoder as _, TextEncoder};
 
-use super::exposition::{Detail, Exported, Page};
+use super::exposition::format::{Format, wants_gzip};
+use super::exposition::{Detail, Exported, PACKER_BYTES, Page};
 use super::family::{Family, float, label};
-use super::owed::of_objectives;
+use super::owed::{of_incidents, of_objectives};
+use super::queries::Running;
 use super::question::{Query, Question, ids_of};
 use super::{Scene, Site};
 use crate::counting::Cell;
@@ -27,7 +27,7 @@ use crate::endpoint::{EndpointId, EndpointKey};
 use crate::history::catalogue::{Entry, Marked};
 use crate::history::closed_periods::Wanted;
 use crate::history::totals::Sums;
-use crate::incident::DeliveryResult;
+use crate::incident::{DeliveryResult, Marker};
 use crate::ingest::Fate;
 use crate::ingest::http::Refusal;
 use crate::judge::Promises;
@@ -42,32 +42,47 @@ const LOOK_ENDPOINTS_MAX: usize = 1_000;
 /// Critical endpoints, with their histograms, that one look takes.
 const LOOK_CRITICAL_MAX: usize = 25;
 
-const TEXT: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
-
 pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new().route("/metrics", get(metrics)).route("/metrics/endpoints", get(endpoints))
 }
 
-async fn metrics(State(site): State<Arc<Site>>) -> Result<Response, Refusal> {
-    let (lanes, work, limit) = (site.source.lanes(), site.source.work(), site.exported_endpoints_max);
+async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Result<Response, Refusal> {
+    let (lanes, work, limit, format) = (site.source.lanes(), site.source.work(), site.exported_endpoints_max, Format::wanted(&headers));
     let load = load(&site);
-    let first = site.look(move |scene| own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).collect::<Vec<_>>()).await?;
+    let first = site
+        .look(move |scene| {
+            own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).chain(of_incidents(scene)).chain([markers(scene)]).collect::<Vec<_>>()
+        })
+        .await?;
     let (all, critical) = exported(&site, &Question::default()).await?;
     let (chosen, left_out) = busiest(all, &critical, limit);
-    let page = page(&site, first, chosen, left_out, critical).await?;
+    let page = page(&site, format, first, chosen, left_out, critical, None).await?;
     // It is small: whoever reads it knows how long it is.
-    Ok((TEXT, page.into_bytes()).into_response())
+    Ok(answer(format, &headers, page, |page| Body::from(page.into_bytes())))
 }
 
-async fn endpoints(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Response, Refusal> {
+async fn endpoints(State(site): State<Arc<Site>>, headers: HeaderMap, Query(question): Query<Question>) -> Result<Response, Refusal> {
     let mut running = site.queries.begin().await?;
+    let format = Format::wanted(&headers);
     let (mut all, critical) = exported(&site, &question).await?;
-    site.queries.grow(&mut running, (2 * size_of::<Exported>() * all.len()) as u64)?;
+    site.queries.grow(&mut running, PACKER_BYTES + (2 * size_of::<Exported>() * all.len()) as u64)?;
     let left_out = all.len().saturating_sub(PAGE_ENDPOINTS_MAX);
     all.truncate(PAGE_ENDPOINTS_MAX);
-    let page = page(&site, Vec::new(), all, left_out, critical).await?;
+    let page = page(&site, format, Vec::new(), all, left_out, critical, Some(&mut running)).await?;
     // Its place is for others while it is sent, its memory is not.
-    Ok((TEXT, Body::new(page.holding(running.room))).into_response())
+    Ok(answer(format, &headers, page.holding(running.room), Body::new))
+}
+
+fn answer(format: Format, asked: &HeaderMap, page: Page, body: impl FnOnce(Page) -> Body) -> Response {
+    let packed = wants_gzip(asked);
+    let mut response = body(if packed { page.packed() } else { page }).into_response();
+    let mut say = |name, value| response.headers_mut().insert(name, HeaderValue::from_static(value));
+    say(header::CONTENT_TYPE, format.content_type());
+    say(header::VARY, "Accept, Accept-Encoding");
+    if packed {
+        say(header::CONTENT_ENCODING, "gzip");
+    }
+    response
 }
 
 /// The endpoints that are asked for, without details; and which of them are critical.
@@ -114,85 +129,81 @@ fn busiest(mut all: Vec<Exported>, critical: &[EndpointId], limit: usize) -> (Ve
     (all, left_out)
 }
 
-async fn page(site: &Site, mut families: Vec<MetricFamily>, mut endpoints: Vec<Exported>, left_out: usize, critical: Vec<EndpointId>) -> Result<Page, Refusal> {
-    let mut truncated = Family::new(
-        "slowburn_export_truncated_endpoints",
-        "Endpoints that are not on this page, because the limit of exported endpoints is reached.",
-        MetricType::GAUGE,
-    );
-    truncated.gauge(vec![], float(left_out as u64));
-    families.push(truncated.0);
-    // The encoder refuses an empty family; whoever reads the page should know its name all the same.
-    let (families, empty): (Vec<_>, Vec<_>) = families.into_iter().partition(|f| !f.get_metric().is_empty());
+async fn page(
+    site: &Site,
+    format: Format,
+    mut families: Vec<Family>,
+    mut endpoints: Vec<Exported>,
+    left_out: usize,
+    critical: Vec<EndpointId>,
+    mut running: Option<&mut Running>,
+) -> Result<Page, Refusal> {
+    let mut truncated =
+        Family::gauge("slowburn_export_truncated_endpoints", "Endpoints that are not on this page, because the limit of exported endpoints is reached.");
+    truncated.add(vec![], float(left_out as u64));
+    families.push(truncated);
     for ids in critical.chunks(LOOK_CRITICAL_MAX) {
         let ids = ids.to_vec();
-        for (id, total, detail) in site.look(move |scene| details(scene, ids)).await? {
+        let details = site.look(move |scene| details(scene, ids, format)).await?;
+        if let Some(running) = &mut running {
+            site.queries.grow(running, details.iter().map(|(_, _, detail)| detail.bytes()).sum())?;
+        }
+        for (id, total, detail) in details {
             if let Ok(at) = endpoints.binary_search_by_key(&id, |e| e.id) {
                 // Of one moment, so that no bucket holds more than all.
                 (endpoints[at].total, endpoints[at].detail) = (total, Some(Box::new(detail)));
             }
         }
     }
-    let mut out = Vec::new();
-    TextEncoder::new().encode(&families, &mut out).map_err(|e| {
-        tracing::error!(error = %e, "metrics cannot be encoded");
-        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", e.to_string())
-    })?;
-    for family in empty {
-        let (name, kind) = (family.name(), format!("{:?}", family.get_field_type()).to_lowercase());
-        out.extend_from_slice(format!("# HELP {name} {}\n# TYPE {name} {kind}\n", family.help()).as_bytes());
-    }
-    Ok(Page::new(out, endpoints))
+    Ok(Page::new(format, &families, endpoints))
 }
 
-fn details(scene: &Scene<'_>, ids: Vec<EndpointId>) -> Vec<(EndpointId, Sums, Detail)> {
+fn details(scene: &Scene<'_>, ids: Vec<EndpointId>, format: Format) -> Vec<(EndpointId, Sums, Detail)> {
     let mut recent: HashMap<EndpointId, Cell> = HashMap::new();
     let wanted = Wanted::These(ids);
     scene.machine.visit_recent(&wanted, |id, cell| recent.entry(id).or_default().merge(cell));
     let Wanted::These(ids) = wanted else { return Vec::new() };
     let nothing = Cell::default();
     let of = |id: EndpointId| recent.get(&id).unwrap_or(&nothing);
-    let detail = |id: EndpointId| Some((id, scene.machine.total_of(id), Detail::new(scene.machine.cell_of(id)?, of(id))));
+    let detail = |id: EndpointId| Some((id, scene.machine.total_of(id), Detail::new(scene.machine.cell_of(id)?, of(id), format)));
     ids.into_iter().filter_map(detail).collect()
 }
 
-fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFamily> {
+fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<Family> {
     let machine = scene.machine;
-    let mut build = Family::new("slowburn_build_info", "The version that runs; always 1.", MetricType::GAUGE);
-    build.gauge(vec![label("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    let mut timings = Family::new("slowburn_ingest_timings_total", "Timings received, each with exactly one outcome.", MetricType::COUNTER);
+    let mut build = Family::gauge("slowburn_build_info", "The version that runs; always 1.");
+    build.add(vec![label("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    let mut timings = Family::counter("slowburn_ingest_timings_total", "Timings received, each with exactly one outcome.");
     for fate in Fate::ALL {
-        timings.counter(vec![label("outcome", fate.name())], machine.fates[fate as usize]);
+        timings.add(vec![label("outcome", fate.name())], float(machine.fates[fate as usize]));
     }
-    let mut sent = Family::new("slowburn_notifications_total", "Notifications that ended, by receiver and result.", MetricType::COUNTER);
+    let mut sent = Family::counter("slowburn_notifications_total", "Notifications that ended, by receiver and result.");
     // From 0 on: of a series that begins at 1 Prometheus sees no increase.
     let receivers = machine.judge.promises().receivers.iter().flat_map(|r| DeliveryResult::ALL.map(|result| ((r.name.as_str(), result.name()), 0)));
     let mut delivered: BTreeMap<(&str, &str), u64> = receivers.collect();
     delivered.extend(machine.delivered.iter().map(|((receiver, result), count)| ((receiver.as_str(), *result), *count)));
     for ((receiver, result), count) in delivered {
-        sent.counter(vec![label("receiver", receiver), label("result", result)], count);
+        sent.add(vec![label("receiver", receiver), label("result", result)], float(count));
     }
-    let mut waiting = Family::new("slowburn_notifications_waiting", "Notifications that are owed and not delivered yet.", MetricType::GAUGE);
-    waiting.gauge(vec![], float(machine.judge.outbox().len() as u64));
-    let mut attempts =
-        Family::new("slowburn_process_delivery_attempts", "Attempts at deliveries since the process started or was reconfigured.", MetricType::GAUGE);
-    let mut failures =
-        Family::new("slowburn_process_delivery_failures", "Failed attempts at deliveries since the process started or was reconfigured.", MetricType::GAUGE);
+    let mut waiting = Family::gauge("slowburn_notifications_waiting", "Notifications that are owed and not delivered yet.");
+    waiting.add(vec![], float(machine.judge.outbox().len() as u64));
+    let mut attempts = Family::gauge("slowburn_process_delivery_attempts", "Attempts at deliveries since the process started or was reconfigured.");
+    let mut failures = Family::gauge("slowburn_process_delivery_failures", "Failed attempts at deliveries since the process started or was reconfigured.");
     let mut by_receiver: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for lane in lanes {
         let sum = by_receiver.entry(&lane.receiver).or_default();
         *sum = (sum.0 + lane.attempts, sum.1 + lane.failures);
     }
     for (receiver, (tried, failed)) in by_receiver.into_iter().filter(|(receiver, _)| !receiver.is_empty()) {
-        attempts.gauge(vec![label("receiver", receiver)], float(tried));
-        failures.gauge(vec![label("receiver", receiver)], float(failed));
+        attempts.add(vec![label("receiver", receiver)], float(tried));
+        failures.add(vec![label("receiver", receiver)], float(failed));
     }
-    let mut endpoints = Family::new("slowburn_endpoints", "Endpoints in the catalogue.", MetricType::GAUGE);
-    endpoints.gauge(vec![], float(machine.catalogue.entries().len() as u64));
-    let mut judged = Family::new("slowburn_judged_timestamp_seconds", "The end of the last slot that was judged.", MetricType::GAUGE);
+    let mut endpoints = Family::gauge("slowburn_endpoints", "Endpoints in the catalogue.");
+    endpoints.add(vec![], float(machine.catalogue.entries().len() as u64));
+    let mut judged = Family::gauge("slowburn_judged_timestamp_seconds", "The end of the last slot that was judged.");
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of a date are far below 2^53")]
-    judged.gauge(vec![], machine.judge.judged_to().map_or(0.0, |s| s.end().0 as f64 / 1000.0));
-    let mut families = vec![build.0, timings.0, sent.0, waiting.0, attempts.0, failures.0, endpoints.0, judged.0];
+    judged.add(vec![], machine.judge.judged_to().map_or(0.0, |s| s.end().0 as f64 / 1000.0));
+    let mut families = vec![build, timings, sent, waiting, attempts, failures, endpoints, judged];
     let [commits, commit_us, judge_us, snapshots] = work;
     for (name, help, value) in [
         ("slowburn_process_commits", "Writes to the log since the process started.", float(commits)),
@@ -200,9 +211,9 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
         ("slowburn_process_judge_seconds", "Time spent judging since the process started.", float(judge_us) / 1e6),
         ("slowburn_process_snapshots", "Snapshots written since the process started.", float(snapshots)),
     ] {
-        let mut family = Family::new(name, help, MetricType::GAUGE);
-        family.gauge(vec![], value);
-        families.push(family.0);
+        let mut family = Family::gauge(name, help);
+        family.add(vec![], value);
+        families.push(family);
     }
     for (name, help, value) in [
         ("slowburn_log_frames_total", "Frames written to the log.", machine.position.0),
@@ -210,15 +221,15 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<MetricFam
         ("slowburn_sender_dropped_timings_total", "Timings that senders dropped before they could send them.", machine.keys.dropped()),
         ("slowburn_sender_conflicts_total", "Signs that two processes use one sender's name.", machine.keys.conflicts()),
     ] {
-        let mut family = Family::new(name, help, MetricType::COUNTER);
-        family.counter(vec![], value);
-        families.push(family.0);
+        let mut family = Family::counter(name, help);
+        family.add(vec![], float(value));
+        families.push(family);
     }
     families
 }
 
 /// How full it is, and what was refused for it.
-fn load(site: &Site) -> Vec<MetricFamily> {
+fn load(site: &Site) -> Vec<Family> {
     let memory = site.memory();
     let free = site.source.free_bytes().map(|bytes| ("slowburn_disk_free_bytes", "Room on the disk of the data directory.", bytes));
     let disk_full = site.ingest.disk_full.load(Ordering::Relaxed);
@@ -235,9 +246,29 @@ fn load(site: &Site) -> Vec<MetricFamily> {
         .into_iter()
         .chain(free)
         .map(|(name, help, value)| {
-            let mut family = Family::new(name, help, MetricType::GAUGE);
-            family.gauge(vec![], float(value));
-            family.0
+            let mut family = Family::gauge(name, help);
+            family.add(vec![], float(value));
+            family
         })
         .collect()
+}
+
+/// The latest marker of each service, so that a dashboard can draw where something changed.
+fn markers(scene: &Scene<'_>) -> Family {
+    let mut marked =
+        Family::gauge("slowburn_marker_timestamp_seconds", "When the latest marker of a service was set; its title and version are in the labels.");
+    // The state is as good without them.
+    let latest: BTreeMap<String, Marker> = scene.index.markers().unwrap_or_default().into_iter().fold(BTreeMap::new(), |mut latest, marker| {
+        match latest.get(&marker.service) {
+            Some(known) if known.ts > marker.ts => {}
+            _ => drop(latest.insert(marker.service.clone(), marker)),
+        }
+        latest
+    });
+    for marker in latest.into_values() {
+        let labels = vec![label("service", &marker.service), label("title", &marker.title), label("version", &marker.version)];
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of a date are far below 2^53")]
+        marked.add(labels, marker.ts.0 as f64 / 1000.0);
+    }
+    marked
 }

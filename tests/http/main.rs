@@ -18,6 +18,7 @@ mod overload;
 #[path = "../proto/mod.rs"]
 mod proto;
 mod reading;
+mod scrape;
 mod security;
 mod server;
 mod timings;

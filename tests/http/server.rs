@@ -224,6 +224,31 @@ impl Answer {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
+    /// The body as it was before it was sent in pieces, or packed.
+    pub fn whole(&self) -> Vec<u8> {
+        let mut whole = Vec::new();
+        if self.header("transfer-encoding") == Some("chunked") {
+            let mut rest = self.body.as_slice();
+            loop {
+                let end = rest.windows(2).position(|w| w == b"\r\n").unwrap();
+                let length = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap(), 16).unwrap();
+                whole.extend_from_slice(&rest[end + 2..end + 2 + length]);
+                if length == 0 {
+                    break;
+                }
+                rest = &rest[end + length + 4..];
+            }
+        } else {
+            whole.clone_from(&self.body);
+        }
+        if self.header("content-encoding") == Some("gzip") {
+            let mut plain = Vec::new();
+            flate2::read::MultiGzDecoder::new(whole.as_slice()).read_to_end(&mut plain).unwrap();
+            whole = plain;
+        }
+        whole
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

@@ -218,6 +218,11 @@ pub(crate) fn has_mail_server() -> bool {
     has(runs("python3", &["-c", "import aiosmtpd"]), "aiosmtpd==1.4.6 (Python)")
 }
 
+/// The reference reader of `OpenMetrics`, which is strict.
+pub(crate) fn has_open_metrics() -> bool {
+    has(runs("python3", &["-c", "import prometheus_client.openmetrics.parser"]), "prometheus-client==0.26.0 (Python)")
+}
+
 pub(crate) fn has_prometheus() -> bool {
     has(runs("prometheus", &["--version"]) && runs("promtool", &["--version"]), "Prometheus with promtool")
 }
@@ -371,22 +376,40 @@ pub(crate) struct Prometheus {
 
 impl Prometheus {
     pub(crate) fn start(dir: &Path, target: SocketAddr) -> Self {
-        Self::start_with_rules(dir, target, "")
+        Self::start_with(dir, target, "", "", &[])
     }
 
     /// With rules that it evaluates every second; of them a glob.
     pub(crate) fn start_with_rules(dir: &Path, target: SocketAddr, rules: &str) -> Self {
+        Self::start_with(dir, target, &format!("rule_files: ['{rules}']\n"), "", &[])
+    }
+
+    /// One that takes native histograms, by whatever its version wants for it: a flag up to 3.7, a setting of the scrape from then on. Where it can, it takes the classic buckets too.
+    pub(crate) fn start_native(dir: &Path, target: SocketAddr) -> Self {
+        let said = Command::new("prometheus").arg("--version").output().unwrap();
+        let said = String::from_utf8([said.stdout, said.stderr].concat()).unwrap();
+        let mut numbers = said.split("version ").nth(1).unwrap().split(['.', '+', ' ', ',']).map(|n| n.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap(), numbers.next().unwrap());
+        let settings = match version {
+            (3.., _) if version >= (3, 8) => ", scrape_native_histograms: true, always_scrape_classic_histograms: true",
+            (3.., _) => ", always_scrape_classic_histograms: true",
+            (2, 45..) => ", scrape_classic_histograms: true",
+            _ => "",
+        };
+        Self::start_with(dir, target, "", settings, if version < (3, 8) { &["--enable-feature=native-histograms"] } else { &[] })
+    }
+
+    fn start_with(dir: &Path, target: SocketAddr, rules: &str, settings: &str, arguments: &[&str]) -> Self {
         let config = format!(
-            "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\nrule_files: ['{rules}']\n\
-             scrape_configs: [{{job_name: slowburn, static_configs: [{{targets: ['{target}']}}]}}]\n"
+            "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n{rules}\
+             scrape_configs: [{{job_name: slowburn, static_configs: [{{targets: ['{target}']}}]{settings}}}]\n"
         );
-        let config = if rules.is_empty() { config.replace("rule_files: ['']\n", "") } else { config };
         std::fs::write(dir.join("prometheus.yml"), config).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut command = Command::new("prometheus");
         command.arg(format!("--config.file={}", dir.join("prometheus.yml").display()));
         command.arg(format!("--storage.tsdb.path={}", dir.join("prometheus").display()));
-        command.arg(format!("--web.listen-address={address}")).stdout(Stdio::null());
+        command.arg(format!("--web.listen-address={address}")).args(arguments).stdout(Stdio::null());
         let process = Process::start("prometheus", &mut command).0;
         until("Prometheus is ready", 60, || ask(address, "GET", "/-/ready", "", "").is_ok_and(|a| a.0 == 200));
         Self { _process: process, address }
@@ -399,8 +422,18 @@ impl Prometheus {
 
     /// The value of a query's first series; fails when it is not understood.
     pub(crate) fn query(&self, query: &str) -> Option<f64> {
-        let encoded: String = query.bytes().map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
-        let answer = self.get(&format!("/api/v1/query?query={encoded}"));
+        let answer = self.answer(query).unwrap_or_else(|e| panic!("{query}: {e}"));
         answer["data"]["result"][0]["value"][1].as_str().map(|v| v.parse().unwrap())
+    }
+
+    /// How many series a query has, native histograms among them; or what Prometheus has against it.
+    pub(crate) fn series(&self, query: &str) -> Result<usize, String> {
+        Ok(self.answer(query)?["data"]["result"].as_array().unwrap().len())
+    }
+
+    fn answer(&self, query: &str) -> Result<Value, String> {
+        let encoded: String = query.bytes().map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
+        let (status, body) = ask(self.address, "GET", &format!("/api/v1/query?query={encoded}"), "", "").unwrap();
+        if status == 200 { Ok(serde_json::from_str(&body).unwrap()) } else { Err(body) }
     }
 }
