@@ -106,13 +106,6 @@ struct NativePart {
 
 impl Detail {
     pub(super) fn new(total: &Cell, recent: &Cell, format: Format) -> Self {
-        let mut bounds: Vec<u64> = BOUNDS_US.into_iter().chain(total.thresholds.iter().map(|t| t.threshold_us)).collect();
-        bounds.sort_unstable();
-        bounds.dedup();
-        let within = |us: u64| {
-            let count = total.at_threshold(us);
-            count.within.weight + count.failed_within.weight
-        };
         let mut all = recent.passed.clone();
         all.merge(&recent.failed);
         let quantiles = ["0.5", "0.95", "0.99"].into_iter().filter_map(|text| Some((text, all.quantile_us(Quantile::parse(text).ok()?)?)));
@@ -120,7 +113,7 @@ impl Detail {
             let native = Native::of(&total.passed, &total.failed);
             NativePart { count: native.count(), sum_us: total.sum_us, fields: protobuf::native_fields(&native) }
         });
-        Self { bounds: bounds.into_iter().map(|us| (us, within(us))).collect(), quantiles: quantiles.collect(), native }
+        Self { bounds: bounds_of(total), quantiles: quantiles.collect(), native }
     }
 
     /// The memory that it needs.
@@ -128,6 +121,25 @@ impl Detail {
         let lists = size_of_val(&*self.bounds) + size_of_val(&*self.quantiles) + self.native.as_ref().map_or(0, |n| n.fields.len());
         (size_of::<Self>() + lists) as u64
     }
+}
+
+/// The bounds of the classic histogram with what took no longer. What lies in the same bucket of the grid as a bound counts with it, so that 5 ms are within 5 ms; but
+/// with no more than an exact count above it says.
+fn bounds_of(total: &Cell) -> Vec<(u64, u64)> {
+    let mut bounds: Vec<u64> = BOUNDS_US.into_iter().chain(total.thresholds.iter().map(|t| t.threshold_us)).collect();
+    bounds.sort_unstable();
+    bounds.dedup();
+    let mut most = u64::MAX;
+    let mut within: Vec<(u64, u64)> = Vec::with_capacity(bounds.len());
+    for us in bounds.into_iter().rev() {
+        let count = total.at_threshold(us);
+        let is_exact = total.thresholds.iter().any(|t| t.threshold_us == us);
+        let unsure = if is_exact { 0 } else { count.unsure.weight + count.failed_unsure.weight };
+        most = most.min(count.within.weight + count.failed_within.weight + unsure);
+        within.push((us, most));
+    }
+    within.reverse();
+    within
 }
 
 impl Exported {
@@ -368,6 +380,18 @@ mod tests {
             total: Sums { outcomes: [7, 2, 1, 0], sum_us: 1_500_000 + u64::from(n) },
             detail: detail.map(Box::new),
         }
+    }
+
+    #[test]
+    fn what_takes_as_long_as_a_bound_is_within_it_and_no_bound_holds_more_than_the_next() {
+        let mut total = Cell::new(&[5_010, 250_000], Digits::Two);
+        for us in [5_000, 5_004, 5_015, 10_000, 250_000, 250_001, 1_000_000] {
+            total.record(if us == 10_000 { Outcome::Error } else { Outcome::Ok }, Span::exact(us), Tally { weight: 1, observed: 1 });
+        }
+        let bounds = bounds_of(&total);
+        let within = |us: u64| bounds.iter().find(|b| b.0 == us).unwrap().1;
+        assert_eq!([5_000, 5_010, 10_000, 100_000, 250_000, 500_000, 1_000_000, 10_000_000].map(within), [2, 2, 4, 4, 5, 6, 7, 7]);
+        assert!(bounds.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1));
     }
 
     #[test]
