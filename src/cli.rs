@@ -305,8 +305,12 @@ fn notify_test(config: &Config, only: Option<&str>) -> anyhow::Result<ExitCode> 
 fn check(path: Option<&Path>) -> anyhow::Result<ExitCode> {
     let config = load(path)?;
     config.check_listener().map_err(Usage)?;
-    let objectives: usize = config.promises.endpoints.iter().map(|e| e.promises.len()).sum();
-    println!("the configuration is good: {} endpoints with {objectives} objectives, {} receivers", config.promises.endpoints.len(), config.receivers.len());
+    let promises = &config.promises;
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let objectives = promises.endpoints.iter().map(|e| e.promises.len()).sum();
+    let counts = [(promises.flows.len(), "flow"), (promises.expected.len(), "expectation"), (config.receivers.len(), "receiver")];
+    let rest = counts.map(|(n, what)| count(n, what)).join(", ");
+    println!("the configuration is good: {} with {}, {rest}", count(promises.endpoints.len(), "endpoint"), count(objectives, "objective"));
     Ok(ExitCode::SUCCESS)
 }
 
