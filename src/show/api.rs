@@ -462,9 +462,12 @@ async fn markers(State(site): State<Arc<Site>>, Query(question): Query<Question>
 async fn senders(State(site): State<Arc<Site>>) -> Result<Json<Value>, Refusal> {
     let list = site
         .look(|scene| {
+            let services = |id: &str| scene.machine.presence.services_of(id).map(|(service, env)| json!({"service": service, "env": env})).collect::<Vec<_>>();
             let senders = scene.machine.keys.senders().iter();
             senders
-                .map(|(id, s)| json!({"id": id, "last_seen": s.last_seen, "dropped": s.dropped, "conflicts": s.conflicts, "uptime_s": s.uptime_s}))
+                .map(|(id, s)| {
+                    json!({"id": id, "last_seen": s.last_seen, "dropped": s.dropped, "conflicts": s.conflicts, "uptime_s": s.uptime_s, "services": services(id)})
+                })
                 .collect::<Vec<_>>()
         })
         .await?;

@@ -156,6 +156,11 @@ impl Presence {
         }
     }
 
+    /// The services that a sender reports for.
+    pub fn services_of(&self, sender: &str) -> impl Iterator<Item = &Service> {
+        self.services.iter().filter(move |(_, reported)| reported.senders.contains_key(sender)).map(|(service, _)| service)
+    }
+
     /// The next slot end after this one with which it is to be judged, if there is anything to judge.
     #[must_use]
     pub fn next_due(&self, judged_to: Option<Slot>) -> Option<Slot> {

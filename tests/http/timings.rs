@@ -209,8 +209,11 @@ fn a_sender_counts_its_batches_and_an_empty_one_is_its_heartbeat() {
         (&json!("shop-1"), &json!(3), &json!(1), &json!(1)),
         "{senders}"
     );
+    let services = sender["services"].clone();
+    assert_eq!((services.as_array().unwrap().len(), &services[0]["service"]), (1, &json!("shop")), "{senders}");
 
     let server = server.restart("");
+    assert_eq!(server.get("/api/v1/senders")["senders"][0]["services"], services);
     assert_eq!(server.send(&[("Slowburn-Sender", "shop-1; epoch=7; seq=1")], ONE).taken(1, 0)["duplicate"], true, "known after kill -9");
     assert_eq!(server.requests("shop"), 2);
 }
