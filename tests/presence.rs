@@ -25,6 +25,13 @@ service = "cards"
 route = "print.run"
 kind = "job"
 objectives = [{ latency = "30s", target = "99%", period = "30d" }]
+notify = ["cards"]
+[[receiver]]
+name = "everybody"
+webhook = { url = "http://127.0.0.1:9/" }
+[[receiver]]
+name = "cards"
+webhook = { url = "http://127.0.0.1:9/" }
 "#;
 
 struct Night {
@@ -70,6 +77,8 @@ fn workers_that_die_at_night_are_told_within_five_minutes_and_a_stop_of_the_serv
     let death = night.now;
     night.until(death + 5 * MINUTE, &everybody[2..]);
     assert_eq!((night.heard("cards"), night.heard("shop"), night.server.open_incidents().len()), (Heard::Dark, Heard::Alive, 1));
+    let told = night.server.look(|machine| machine.judge.outbox().iter().map(|n| n.receiver.clone()).collect::<Vec<_>>());
+    assert_eq!(told, ["cards"], "whoever is named with an endpoint of the service");
     // It starts anew while they are dead: they stay so, and it is not told again.
     night.server.crash();
     night.until(death + HOUR, &everybody[2..]);

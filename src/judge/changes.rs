@@ -1,7 +1,9 @@
 //! What is said of the detectors' findings: which open an incident, which tell how one goes on, which end it. An endpoint has one open incident of each class.
 
+use std::collections::BTreeSet;
+
 use super::Promises;
-use crate::endpoint::EndpointKey;
+use crate::endpoint::{EndpointKey, Selector};
 use crate::incident::{Breach, Change, Event, Evidence, Found, Grounds, Incident, Stage, State, Transition, change_text, incident_id};
 use crate::objective::Severity;
 use crate::time::Timestamp;
@@ -97,10 +99,19 @@ fn changed(new: &Change, old: &Change) -> bool {
     (ratio(new) / ratio(old)).max(ratio(old) / ratio(new)) > 1.0 + MOVED || new.endpoints.len() > old.endpoints.len()
 }
 
-/// Who is told: whoever is named with the flow or expectation, else where the endpoint is configured, else the first receiver.
+/// Who is told: whoever is named with the flow or expectation, else where the endpoint is configured; of a whole service all who are named with its endpoints, of several
+/// services all who are named with any; else the first receiver.
 pub(super) fn notify_of(endpoint: &EndpointKey, name: Option<&str>, promises: &Promises) -> Vec<String> {
     let flows = promises.flows.iter().map(|f| (&f.name, &f.notify));
     let by_name = flows.chain(promises.expected.iter().map(|e| (&e.name, &e.notify))).find(|(n, _)| Some(n.as_str()) == name).and_then(|(_, to)| to.clone());
     let configured = by_name.or_else(|| promises.of(endpoint).next().map(|owed| owed.notify.clone()));
-    configured.unwrap_or_else(|| promises.receivers.first().map(|r| r.name.clone()).into_iter().collect())
+    configured.or_else(|| of_services(endpoint, promises)).unwrap_or_else(|| promises.receivers.first().map(|r| r.name.clone()).into_iter().collect())
+}
+
+fn of_services(key: &EndpointKey, promises: &Promises) -> Option<Vec<String>> {
+    let is_part = |selector: &Selector| key.service.is_empty() || selector.service == key.service && selector.env.as_ref().is_none_or(|env| *env == key.env);
+    let mut of_part = promises.endpoints.iter().filter(|owed| key.route.is_empty() && is_part(&owed.selector)).peekable();
+    of_part.peek()?;
+    let all: BTreeSet<&String> = of_part.flat_map(|owed| &owed.notify).collect();
+    Some(all.into_iter().cloned().collect())
 }
