@@ -286,22 +286,8 @@ struct Counter<'m> {
 impl Counter<'_> {
     fn count(&mut self, block: Block<'_>) {
         let (slot, first) = (block.slot, block.first);
-        if let Some(last) = self.judging_alone {
-            *last = slot.max(*last);
-            block.for_each(|id, counted| {
-                self.quarters.count(id, slot, |quarter| counted.add_to(quarter));
-                if let Some(counting) = &self.counting[id.0 as usize] {
-                    if counting.works {
-                        let cell = counted.to_cell(&[], Digits::Two);
-                        self.works.count(id, &self.catalogue.entries()[id.0 as usize].key, slot, &cell);
-                    }
-                    match counted {
-                        Counted::One { outcome, us } => self.judge.count_one(id, slot, *outcome, *us),
-                        Counted::Full(cell) => self.judge.count(id, slot, cell),
-                        Counted::Plain { .. } => self.judge.count(id, slot, &counted.to_cell(&counting.thresholds_us, counting.digits)),
-                    }
-                }
-            });
+        if self.judging_alone.is_some() {
+            block.for_each(|id, counted| self.count_alone(slot, id, counted));
             return;
         }
         let mut cells = self.open.block(slot, first);
@@ -324,6 +310,22 @@ impl Counter<'_> {
             }
             cells.add_cell(id, cell);
         });
+    }
+
+    /// Counts what is judged and kept nowhere.
+    fn count_alone(&mut self, slot: Slot, id: EndpointId, counted: &Counted<'_>) {
+        *self.judging_alone = (*self.judging_alone).max(Some(slot));
+        self.quarters.count(id, slot, |quarter| counted.add_to(quarter));
+        let Some(counting) = &self.counting[id.0 as usize] else { return };
+        if counting.works {
+            let cell = counted.to_cell(&[], Digits::Two);
+            self.works.count(id, &self.catalogue.entries()[id.0 as usize].key, slot, &cell);
+        }
+        match counted {
+            Counted::One { outcome, us } => self.judge.count_one(id, slot, *outcome, *us),
+            Counted::Full(cell) => self.judge.count(id, slot, cell),
+            Counted::Plain { .. } => self.judge.count(id, slot, &counted.to_cell(&counting.thresholds_us, counting.digits)),
+        }
     }
 }
 
@@ -457,12 +459,17 @@ impl Machine {
         if self.judge.judged_to().is_some_and(|j| j >= target) {
             return None;
         }
+        Some(self.next_due().map_or(target, |due| due.min(target)))
+    }
+
+    /// The first slot end at which something can have to be said, if nothing more comes.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Slot> {
         let judged_to = self.judge.judged_to();
         // While something runs too long each slot end is looked at: it may be over, or forgotten.
         let running = judged_to.map(Slot::next).filter(|_| !self.over_time.is_empty() || !self.running.is_empty());
         let beside = self.works.next_due(judged_to).into_iter().chain(self.presence.next_due(judged_to));
-        let due = self.judge.next_due().into_iter().chain(beside).chain(running).min();
-        Some(due.map_or(target, |due| due.min(target)))
+        self.judge.next_due().into_iter().chain(beside).chain(running).min()
     }
 
     /// Judges a slot end.
@@ -604,6 +611,13 @@ impl Machine {
             }
         }
         self.running.forget(at);
+    }
+
+    /// Counts one timing of an endpoint that has a number, while judging alone: what a batch of it would come to.
+    pub fn count_one(&mut self, slot: Slot, id: EndpointId, outcome: Outcome, us: u64) {
+        debug_assert!(self.judging_alone.is_some() && self.gathered.is_empty());
+        self.fates[self.fate_in(slot) as usize] += 1;
+        self.counter().1.count_alone(slot, id, &Counted::One { outcome, us });
     }
 
     /// Counts what waits.

@@ -260,6 +260,12 @@ impl<'a> Admission<'a> {
         self.known
     }
 
+    /// Whether nothing was taken or refused since the last batch.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.plain.is_empty() && self.batch.timings() == 0 && self.batch.in_flight.is_empty()
+    }
+
     /// What was taken so far, whole; it goes on with an empty batch.
     #[must_use]
     pub fn finish(&mut self) -> Batch {
@@ -332,12 +338,10 @@ impl<'a> Admission<'a> {
         self.line(plain.at, line);
     }
 
-    /// Takes a timing of an endpoint that has a number; `false`, and nothing is taken, when it is not an ordinary one.
-    pub fn known_timing(&mut self, ts: Timestamp, id: EndpointId, us: u64, outcome: Outcome) -> bool {
-        let packed = self.limits.take(ts).then(|| Packed::new(Slot::containing(ts), id, us, outcome)).flatten();
-        self.batch.packed.extend(packed);
-        self.batch.accepted += u64::from(packed.is_some());
-        packed.is_some()
+    /// Whether a timing of that time is taken.
+    #[must_use]
+    pub fn takes(&self, ts: Timestamp) -> bool {
+        self.limits.take(ts)
     }
 
     /// Takes a timing of any endpoint the general way, or refuses it.

@@ -1,7 +1,7 @@
 //! Burn over pairs of windows, for one rule of one endpoint, and the memory that keeps an incident from flapping.
 //!
-//! A window looks at the slots in (end − width, end], as they are now ([`super::sums`]). A pair need not be looked at at every slot end: [`next_due`] says when it can say something
-//! else if nothing more comes, and [`room`] how many good requests may come before a pair that burns can cease to.
+//! A window looks at the slots in (end − width, end], as they are now ([`super::sums`]). A pair need not be looked at at every slot end: what leaves its windows is known, so
+//! [`Ahead`] says for how long, and for how many requests to come, it surely remembers the same.
 //!
 //! # Source
 //! Beyer et al., The Site Reliability Workbook (2018), chapter 5, multiwindow, multi-burn-rate alerts; with a binomial test on the long window against
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evidence::{Fewness, Luck, Turns, binomial_tail};
 use super::sums::{Sum, Sums};
+use crate::counting::Tally;
 use crate::objective::{BurnWindow, PPB};
 use crate::time::Slot;
 
@@ -98,6 +99,12 @@ impl<'a> At<'a> {
 
     fn window(&self, width_slots: u32) -> Sum {
         self.upto - self.sums.upto(self.end.back(width_slots))
+    }
+
+    /// Whether the short window of a pair holds a bad request.
+    #[must_use]
+    pub fn has_bad(&self, pair: &Pair) -> bool {
+        self.window(pair.window.short_slots).bad.weight > 0
     }
 }
 
@@ -186,73 +193,136 @@ fn is_clear(at: &At<'_>, pair: &Pair) -> bool {
     false
 }
 
-/// How many good requests may come, whenever, before a pair that fires and has nothing else to remember can do anything but fire; `None` for any other pair. Bad ones that come
-/// and good ones that leave only make it burn more; bad ones that leave are due ([`next_due`]).
-#[must_use]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a bound, rounded down to the safe side")]
-pub fn room(memory: Memory, at: &At<'_>, pair: &Pair) -> Option<u64> {
-    if memory != (Memory::Firing { clear_since: None, long_clear_since: None }) {
-        return None;
-    }
-    let (short, long) = (at.window(pair.window.short_slots), at.window(pair.window.long_slots));
-    if short.total.observed == 0 || !pair.fires(short, long) {
-        return None;
-    }
-    let burning = |sum: Sum| ((sum.bad.weight as f64 / pair.share) as u64).saturating_sub(sum.total.weight + 1);
-    let without_luck = pair.luck.excluded_to(long.bad.observed).map_or(0, |to| to.saturating_sub(long.total.observed + 1));
-    Some(burning(short).min(burning(long)).min(without_luck))
+/// Requests that may come, whenever, before what was said of the time to come no longer holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Good ones, by weight or observed, whichever is more.
+    pub good: u64,
+    /// Bad ones, likewise.
+    pub bad: u64,
 }
 
-/// The first end after `end` at which a pair with [`room`] can say something else, if nothing but good requests come, and no more of them than that.
-#[must_use]
-pub fn next_due_with_room(at: &At<'_>, pair: &Pair) -> Option<Slot> {
-    let leaving = |width| at.sums.next_bad_leaving(at.end, width);
-    leaving(pair.window.short_slots).into_iter().chain(leaving(pair.window.long_slots)).min()
+impl Room {
+    /// What is left of it when these have come; `None` when they are more.
+    #[must_use]
+    pub fn without(self, came: Sum) -> Option<Self> {
+        let Sum { total, bad } = came;
+        let good = (total.weight - bad.weight).max(total.observed - bad.observed);
+        Some(Self { good: self.good.checked_sub(good)?, bad: self.bad.checked_sub(bad.weight.max(bad.observed))? })
+    }
 }
 
-/// The first end after `end` at which the pair can say something else, if nothing more comes.
-#[must_use]
-pub fn next_due(memory: Memory, at: &At<'_>, pair: &Pair) -> Option<Slot> {
-    let (window, sums, end) = (&pair.window, at.sums, at.end);
-    let change = || sums.next_change(end, window.long_slots).into_iter().chain(sums.next_change(end, window.short_slots)).min();
-    match memory {
-        Memory::Idle => {
-            let burning = |width| burning_by_leaving(at, width, pair);
-            let both = burning(window.short_slots).and_then(|short| burning(window.long_slots).map(|long| short.max(long)));
-            let due = both.and_then(|earliest| if earliest > end { Some(earliest) } else { change() });
-            // Good requests alone start nothing.
-            due.into_iter().chain(sums.next_bad(end)).min()
+/// The slot ends from one on, for so many slots and while no more comes than there is room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ahead<'a> {
+    at: At<'a>,
+    horizon_slots: u32,
+    most_good: Tally,
+    most_bad: Tally,
+}
+
+/// Between what a window's sum lies at every one of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// The fewest bad requests with the most good ones.
+    best: Sum,
+    /// The most bad requests with the fewest good ones.
+    worst: Sum,
+}
+
+impl Bounds {
+    /// Whether no request can be in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.worst.bad.observed == 0 && self.best.total.observed == 0
+    }
+
+    /// Whether there must be a request in it.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.best.bad.observed > 0 || self.worst.total.observed > self.worst.bad.observed
+    }
+}
+
+impl<'a> Ahead<'a> {
+    /// From a slot end on. What was counted into later slots already will come.
+    #[must_use]
+    pub fn new(at: At<'a>, horizon_slots: u32, room: Room) -> Self {
+        let after = at.sums.after(at.end);
+        let tally = |n| Tally { weight: n, observed: n };
+        Self { at, horizon_slots, most_good: after.total - after.bad + tally(room.good), most_bad: after.bad + tally(room.bad) }
+    }
+
+    /// The bounds of a window.
+    #[must_use]
+    pub fn window(&self, width_slots: u32) -> Bounds {
+        let At { sums, end, upto } = self.at;
+        let edge = sums.upto(end.back(width_slots));
+        let now = upto - edge;
+        // What leaves by then is known.
+        let stays = now - (sums.upto(Slot(end.0.saturating_add(self.horizon_slots)).back(width_slots).min(end)) - edge);
+        let (least_good, most_good) = (stays.total - stays.bad, now.total - now.bad + self.most_good);
+        let (least_bad, most_bad) = (stays.bad, now.bad + self.most_bad);
+        Bounds { best: Sum { total: most_good + least_bad, bad: least_bad }, worst: Sum { total: least_good + most_bad, bad: most_bad } }
+    }
+
+    /// Whether a pair remembers the same at every one of these slot ends; but for the ends at which it has been clear for long enough ([`next_held`]).
+    ///
+    /// More bad requests, or fewer good ones, only ever turn burning and the exclusion of luck from false to true, and being clear from true to false: so it is enough to look at
+    /// both bounds.
+    #[must_use]
+    pub fn keeps(&self, memory: Memory, pair: &Pair) -> bool {
+        let (short, long) = (self.window(pair.window.short_slots), || self.window(pair.window.long_slots));
+        let Memory::Firing { clear_since, long_clear_since } = memory else {
+            return !pair.burns(short.worst) || !pair.fires(short.worst, long().worst);
+        };
+        if short.is_empty() {
+            // While no request is in the short window nothing changes, though it may have been clear for long enough by now.
+            return true;
         }
-        Memory::Firing { clear_since, long_clear_since } => {
-            let after = |since: Option<Slot>, slots: u32| since.map(|s| Slot(s.0 + slots)).filter(|due| *due > end);
-            let changes = widths(window).filter_map(|width| sums.next_change(end, width));
-            changes.chain(after(clear_since, window.short_slots)).chain(after(long_clear_since, window.long_slots)).min()
+        let is_held = |since: Option<Slot>, slots: u32| since.is_some_and(|s| s.0 + slots <= self.at.end.0);
+        if is_held(clear_since, pair.window.short_slots) || is_held(long_clear_since, pair.window.long_slots) {
+            return false;
         }
+        let long_keeps = if long_clear_since.is_some() { !pair.burns(long().worst) } else { pair.burns(long().best) };
+        long_keeps && if clear_since.is_some() { !pair.burns(short.worst) } else { self.is_never_clear(pair) }
+    }
+
+    /// Whether [`is_clear`] is false at every one of them.
+    fn is_never_clear(&self, pair: &Pair) -> bool {
+        for width in widths(&pair.window) {
+            let Bounds { best, .. } = self.window(width);
+            if pair.burns(best) {
+                return true;
+            }
+            if pair.fewness.is_sure(best.bad.observed, best.total.observed) {
+                return false;
+            }
+        }
+        true
     }
 }
 
-/// A slot end before which a window cannot burn, if nothing more comes: enough requests must leave that its bad ones are the factor's share of the rest. `end` itself
-/// when it burns now; `None` when it holds nothing bad.
-fn burning_by_leaving(at: &At<'_>, width_slots: u32, pair: &Pair) -> Option<Slot> {
-    let edge = at.sums.upto(at.end.back(width_slots));
-    let sum = at.upto - edge;
-    if sum.bad.weight == 0 {
-        return None;
-    }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a bound, rounded up to the safe side")]
-    let may_stay = (sum.bad.weight as f64 / pair.share) as u64 + 1;
-    let must_leave = sum.total.weight.saturating_sub(may_stay);
-    if must_leave == 0 {
-        return Some(at.end);
-    }
-    at.sums.reaches(edge, must_leave).map(|slot| Slot(slot.0.saturating_add(width_slots)))
+/// The first end after `end` at which a pair can have been clear for long enough.
+#[must_use]
+pub fn next_held(memory: Memory, end: Slot, pair: &Pair) -> Option<Slot> {
+    let Memory::Firing { clear_since, long_clear_since } = memory else { return None };
+    let after = |since: Option<Slot>, slots: u32| since.map(|s| Slot(s.0 + slots)).filter(|due| *due > end);
+    after(clear_since, pair.window.short_slots).into_iter().chain(after(long_clear_since, pair.window.long_slots)).min()
+}
+
+/// The first end after `end` at which a window that the pair looks at has another sum, if nothing more comes.
+#[must_use]
+pub fn next_change(memory: Memory, at: &At<'_>, pair: &Pair) -> Option<Slot> {
+    let between = widths(&pair.window).skip(1).filter(|_| memory.is_firing());
+    [pair.window.short_slots, pair.window.long_slots].into_iter().chain(between).filter_map(|width| at.sums.next_change(at.end, width)).min()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counting::Tally;
     use crate::objective::Severity;
+    use proptest::prelude::*;
 
     fn tally(n: u64) -> Tally {
         Tally { weight: n, observed: n }
@@ -297,6 +367,68 @@ mod tests {
             assert!(Look::at(&At::new(&sums, Slot(5)), &pair(14_400, 1_000_000)).burns);
             assert_eq!(super::tests::fires(&sums, Slot(5), 1_000_000), fires);
         }
+    }
+
+    proptest! {
+        // One in six is kept.
+        #![proptest_config(ProptestConfig::with_cases(4_096))]
+
+        /// Whatever comes within the room, to whichever slots and in whichever order.
+        #[test]
+        fn what_is_kept_stays_as_it_is(
+            before in prop::collection::vec((900u32..1_500, 0u64..6, 0u64..3), 0..60),
+            later in prop::collection::vec((900u32..1_700, 1u32..200, any::<bool>()), 0..12),
+            (short, long) in prop_oneof![Just((6u32, 36u32)), Just((30, 360)), Just((20, 21))],
+            (factor_milli, budget_ppb) in prop_oneof![Just((14_400u64, 1_000_000u64)), Just((1_000, 100_000_000)), Just((3_000, 50_000_000)), Just((2_000, 400_000_000))],
+            memory in prop_oneof![
+                Just(Memory::Idle),
+                (prop::option::of(1_400u32..1_500), prop::option::of(1_300u32..1_500))
+                    .prop_map(|(short, long)| Memory::Firing { clear_since: short.map(Slot), long_clear_since: long.map(Slot) }),
+            ],
+            horizon_slots in 1u32..200, more in 0u64..4, running in prop_oneof![3 => Just(0u64), 1 => Just(2)],
+        ) {
+            let window = BurnWindow { long_slots: long, short_slots: short, factor_milli, severity: Severity::Critical, alpha: 0.01 };
+            let (end, pair) = (Slot(1_500), Pair::new(&window, budget_ppb, &mut Turns::default()));
+            let mut sums = Sums::default();
+            for (slot, good, bad) in &before {
+                sums.add(Slot(*slot), sum(good + bad, *bad));
+            }
+            let count = |is_bad: bool| later.iter().filter(|l| l.2 == is_bad).count() as u64;
+            let room = Room { good: count(false) + more, bad: count(true) + more };
+            let at = |sums: &'_ Sums, end| At::new(sums, end).with(sum(running, running)).upto;
+            let here = At { sums: &sums, end, upto: at(&sums, end) };
+            if !Ahead::new(here, horizon_slots, room).keeps(memory, &pair) {
+                return Ok(());
+            }
+            for ahead in 1..=horizon_slots {
+                for (slot, _, is_bad) in later.iter().filter(|l| l.1 == ahead) {
+                    sums.add(Slot(*slot), sum(1, u64::from(*is_bad)));
+                }
+                let end = Slot(end.0 + ahead);
+                if next_held(memory, Slot(1_500), &pair).is_some_and(|held| held <= end) {
+                    break;
+                }
+                prop_assert_eq!(step(memory, &At { sums: &sums, end, upto: at(&sums, end) }, &pair), memory, "{} ahead", ahead);
+            }
+        }
+    }
+
+    /// Or judging would cost a look for each request again.
+    #[test]
+    fn what_is_far_from_changing_is_kept_for_long() {
+        let (mut healthy, mut burning) = (Sums::default(), Sums::default());
+        for slot in 0..2_000 {
+            healthy.add(Slot(slot), sum(10, u64::from(slot % 50 == 0)));
+            burning.add(Slot(slot), sum(10, 4));
+        }
+        let (pair, end) = (pair(14_400, 10_000_000), Slot(1_999));
+        let firing = |since| Memory::Firing { clear_since: None, long_clear_since: since };
+        let keeps = |sums, memory, horizon, room| Ahead::new(At::new(sums, end), horizon, room).keeps(memory, &pair);
+        assert!(keeps(&healthy, Memory::Idle, 15, Room { good: 1_000_000, bad: 8 }));
+        assert!(keeps(&burning, firing(None), 15, Room { good: 200, bad: 1_000_000 }));
+        // As far as the next look at what may change.
+        assert!(!keeps(&burning, Memory::Idle, 1, Room::default()) && !keeps(&burning, firing(Some(end)), 1, Room::default()));
+        assert!(!keeps(&healthy, firing(None), 1, Room::default()) && !keeps(&burning, firing(None), 30, Room { good: 1_000_000, bad: 0 }));
     }
 
     #[test]

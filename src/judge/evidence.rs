@@ -68,13 +68,8 @@ impl Luck {
     /// Whether so many bad requests of `n` are more than luck.
     #[must_use]
     pub fn is_excluded(&self, bad: u64, n: u64) -> bool {
-        self.excluded_to(bad).map_or_else(|| binomial_tail(bad, n, self.p) < self.alpha, |to| n < to)
-    }
-
-    /// The least number of requests among which so many bad ones may be luck, where it is kept.
-    #[must_use]
-    pub fn excluded_to(&self, bad: u64) -> Option<u64> {
-        self.firsts.of(bad, |n| binomial_tail(bad, n, self.p) >= self.alpha)
+        let may_be = |n| binomial_tail(bad, n, self.p) >= self.alpha;
+        self.firsts.of(bad, may_be).map_or_else(|| !may_be(n), |from| n < from)
     }
 }
 

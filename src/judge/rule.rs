@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use smallvec::SmallVec;
 
-use super::burn::{self, At, Look, Memory, Pair};
+use super::burn::{self, Ahead, At, Look, Memory, Pair, Room};
 use super::evidence::{Turns, three_digits};
 use super::promises::{Owed, Promise};
 use super::sums::{Sum, Sums};
@@ -18,6 +18,10 @@ use crate::objective::{Goal, PPB, Severity, burn_rate, percent_text, slots_name}
 use crate::time::{Slot, Timestamp};
 
 const SLOTS_AN_HOUR: u32 = 360;
+
+/// The least and the most that is looked ahead first: half a minute, and a day.
+const HORIZON_SLOTS_MIN: u32 = 4;
+const HORIZON_SLOTS_MAX: u32 = 8_640;
 
 #[derive(Debug)]
 pub(super) struct Rule {
@@ -31,8 +35,10 @@ pub(super) struct Rule {
     pub(super) incident: Option<String>,
     pub(super) due: Option<Slot>,
     pairs: Vec<Pair>,
-    /// So many good requests may come before it must be looked at.
-    room: u64,
+    /// So much may come before it must be looked at.
+    room: Room,
+    /// For how long ahead it is asked whether it stays as it is.
+    horizon_slots: u32,
     sums: Sums,
     hours: Hours,
     /// Requests that still run and are bad already.
@@ -181,7 +187,8 @@ impl Rule {
             incident: None,
             due: None,
             pairs: promise.windows.iter().map(|w| Pair::new(w, promise.budget_ppb(), turns)).collect(),
-            room: 0,
+            room: Room::default(),
+            horizon_slots: HORIZON_SLOTS_MIN,
             sums: Sums::default(),
             hours: Hours::default(),
             running: 0,
@@ -221,12 +228,9 @@ impl Rule {
         if slot.0 / SLOTS_AN_HOUR >= self.promise.since.0.div_ceil(SLOTS_AN_HOUR) {
             self.hours.add(slot.0 / SLOTS_AN_HOUR, sum);
         }
-        if sum.bad.observed > 0 || sum.most() > self.room {
-            self.room = 0;
-            return true;
-        }
-        self.room -= sum.most();
-        false
+        let left = self.room.without(sum);
+        self.room = left.unwrap_or_default();
+        left.is_none()
     }
 
     pub(super) fn count_budget(&mut self, hour_start: Slot, cell: &Cell) {
@@ -241,7 +245,7 @@ impl Rule {
         let changed = self.running != n;
         self.running = n;
         if changed {
-            self.room = 0;
+            self.room = Room::default();
         }
         changed
     }
@@ -265,31 +269,44 @@ impl Rule {
     pub(super) fn set_memory(&mut self, pair: usize, memory: Memory) {
         if let Some(of_pair) = self.memories.get_mut(pair) {
             *of_pair = memory;
-            self.room = 0;
+            self.room = Room::default();
         }
     }
 
-    /// When it must be looked at after this slot end, unless something bad or more than its room of good requests comes before.
+    /// When it must be looked at after this slot end, unless more than its room comes before.
     pub(super) fn next_due(&mut self, end: Slot) -> Option<Slot> {
         let at = self.at(end);
-        let there_already = self.sums.after(end).most();
-        // Good requests alone start nothing: they only lower what burns.
-        let (mut room, mut due) = (u64::MAX, None::<Slot>);
-        for (pair, memory) in self.pairs.iter().zip(&self.memories) {
-            let left = burn::room(*memory, &at, pair).and_then(|room| room.checked_sub(there_already));
-            let of_pair = if let Some(left) = left {
-                room = room.min(left);
-                burn::next_due_with_room(&at, pair)
-            } else {
-                if memory.is_firing() {
-                    room = 0;
-                }
-                burn::next_due(*memory, &at, pair)
-            };
-            due = due.into_iter().chain(of_pair).min();
+        let quiet = |(pair, memory): (&Pair, &Memory)| *memory == Memory::Idle && !at.has_bad(pair);
+        if self.pairs.iter().zip(&self.memories).all(quiet) {
+            // Good requests alone start nothing.
+            self.room = Room { good: u64::MAX, bad: 0 };
+            return self.sums.next_bad(end);
         }
-        self.room = room;
-        due
+        let held = self.pairs.iter().zip(&self.memories).filter_map(|(pair, memory)| burn::next_held(*memory, end, pair)).min();
+        let mut horizon_slots = self.horizon_slots;
+        while horizon_slots >= HORIZON_SLOTS_MIN {
+            // For twice of what came in as long.
+            let Sum { total, bad } = self.sums.window(end, horizon_slots);
+            let room = Room { good: 2 * (total.weight - bad.weight) + 2, bad: 2 * bad.weight + 1 };
+            if self.keeps(&Ahead::new(self.at(end), horizon_slots, room)) {
+                (self.room, self.horizon_slots) = (room, (2 * horizon_slots).min(HORIZON_SLOTS_MAX));
+                let nothing_leaves = self.sums.is_empty_since(end.back(self.promise.longest_slots()));
+                return held.into_iter().chain((!nothing_leaves).then(|| Slot(end.0 + horizon_slots))).min();
+            }
+            horizon_slots /= 4;
+        }
+        (self.room, self.horizon_slots) = (Room::default(), HORIZON_SLOTS_MIN);
+        let at = self.at(end);
+        self.pairs.iter().zip(&self.memories).filter_map(|(pair, memory)| burn::next_change(*memory, &at, pair)).chain(held).min()
+    }
+
+    /// Whether it surely says the same at all of these slot ends.
+    fn keeps(&self, ahead: &Ahead<'_>) -> bool {
+        let all = self.pairs.iter().zip(&self.memories).all(|(pair, memory)| ahead.keeps(*memory, pair));
+        all && self.verified_by(&self.memories).is_none_or(|long_slots| {
+            let bounds = ahead.window(long_slots);
+            bounds.is_busy() || bounds.is_empty()
+        })
     }
 
     /// The severity of an incident with these memories: the worst of the windows that fire; a warning at most where the endpoint is not critical.
@@ -315,8 +332,13 @@ impl Rule {
 
     /// Whether no request came in the shortest long window that fires.
     fn is_unverified(&self, end: Slot, memories: &[Memory]) -> bool {
+        self.verified_by(memories).is_some_and(|long_slots| self.sums.window(end, long_slots).total.observed == 0)
+    }
+
+    /// The window without a request in which an incident is unverified: the shortest long one that fires; `None` while something runs, or nothing fires.
+    fn verified_by(&self, memories: &[Memory]) -> Option<u32> {
         let firing = self.promise.windows.iter().zip(memories).filter(|(_, m)| m.is_firing()).map(|(w, _)| w.long_slots);
-        self.running == 0 && firing.min().is_some_and(|long| self.sums.window(end, long).total.observed == 0)
+        firing.min().filter(|_| self.running == 0)
     }
 
     fn window_evidence(&self, end: Slot, memories: &[Memory]) -> Vec<WindowEvidence> {
@@ -469,6 +491,6 @@ impl Rule {
     pub(super) fn forget_counts(&mut self) {
         self.sums = Sums::default();
         self.hours = Hours::default();
-        self.room = 0;
+        self.room = Room::default();
     }
 }

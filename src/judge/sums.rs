@@ -29,12 +29,6 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Its requests, by weight or observed, whichever is more.
-    #[must_use]
-    pub fn most(self) -> u64 {
-        self.total.weight.max(self.total.observed)
-    }
-
     fn plain(total: u64, bad: u64) -> Self {
         let tally = |n| Tally { weight: n, observed: n };
         Self { total: tally(total), bad: tally(bad) }
@@ -184,15 +178,6 @@ impl Block {
     fn slot(&self, bit: u32) -> Slot {
         Slot(self.number * BLOCK + bit)
     }
-
-    /// Its busy slot of that place in their order.
-    fn busy_slot(&self, place: usize) -> Slot {
-        let mut bits = self.busy;
-        for _ in 0..place {
-            bits &= bits.wrapping_sub(1);
-        }
-        self.slot(bits.trailing_zeros())
-    }
 }
 
 /// Requests per slot of one rule.
@@ -312,12 +297,6 @@ impl Sums {
         leaves.into_iter().chain(self.next_entry(end)).min()
     }
 
-    /// The first end after `end` at which something bad leaves a window of that width.
-    #[must_use]
-    pub fn next_bad_leaving(&self, end: Slot, width_slots: u32) -> Option<Slot> {
-        self.next_bad(end.back(width_slots)).map(|slot| Slot(slot.0.saturating_add(width_slots)))
-    }
-
     /// The last slot up to `end` that holds a bad request.
     #[must_use]
     pub fn last_bad(&self, end: Slot) -> Option<Slot> {
@@ -330,21 +309,10 @@ impl Sums {
         found.filter(|slot| *slot >= self.forgotten_to)
     }
 
-    /// The first slot up to and with which so much weight was counted since there was `from` of it.
+    /// Whether nothing was counted into a slot after that one.
     #[must_use]
-    pub fn reaches(&self, from: Sum, more_weight: u64) -> Option<Slot> {
-        let wanted = from.total.weight.saturating_add(more_weight);
-        let block = self.blocks.get(self.blocks.partition_point(|b| b.before.total.weight < wanted).checked_sub(1)?)?;
-        let (mut low, mut high) = (0, block.counts.len());
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            if block.before.total.weight + block.counts.upto(middle + 1).total.weight < wanted {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        (low < block.counts.len()).then(|| block.busy_slot(low))
+    pub fn is_empty_since(&self, slot: Slot) -> bool {
+        self.next_entry(slot).is_none()
     }
 
     /// Forgets slots that no window of that width can see any more.
@@ -401,14 +369,7 @@ mod tests {
             let bad = |a: &&(u32, u64, u64, u64, u64)| a.2 > 0;
             prop_assert_eq!(sums.last_bad(Slot(end)), adds.iter().filter(bad).filter(|a| a.0 <= end).map(|a| Slot(a.0)).max());
             prop_assert_eq!(sums.next_bad(Slot(end)), adds.iter().filter(bad).filter(|a| a.0 > end).map(|a| Slot(a.0)).min());
-            let leaves = adds.iter().filter(bad).filter(|a| a.0 > end.saturating_sub(width)).map(|a| Slot(a.0 + width)).min();
-            prop_assert_eq!(sums.next_bad_leaving(Slot(end), width), leaves);
             prop_assert_eq!(sums.after(Slot(end)), adds.iter().filter(|a| a.0 > end).fold(Sum::default(), |s, a| s + of(a)));
-            for more in [1, 7, 40_000, 1 << 33] {
-                let weight = |upto: u32| adds.iter().filter(|a| a.0 <= upto).map(|a| of(a).total.weight).sum::<u64>();
-                let reached = adds.iter().map(|a| a.0).filter(|s| weight(*s) >= weight(end) + more).min().map(Slot);
-                prop_assert_eq!(sums.reaches(sums.upto(Slot(end)), more), reached);
-            }
             let copy = sums.clone();
             sums.add(Slot(end), sum(1, 1));
             prop_assert_eq!(copy.window(Slot(end), width), naive(end), "a copy does not change with what it was made of");

@@ -11,6 +11,7 @@ use super::export::ExportLine;
 pub use super::export::{Logged, export, logged};
 use super::recording;
 use super::replayed::{Replayed, Told};
+use crate::counting::Outcome;
 use crate::detect::fleet::{self, Fleet};
 use crate::endpoint::{EndpointId, EndpointKey, PathTemplates};
 use crate::history::catalogue::Limits;
@@ -90,6 +91,8 @@ pub struct Replay<'a, W: Write> {
     own_promises: bool,
     now: Timestamp,
     next_boundary_ms: i64,
+    /// The last slot that has ended, while nothing is due by then and it is not judged.
+    ended: Option<Slot>,
     /// The first time seen.
     pub first: Option<Timestamp>,
     /// Timings taken.
@@ -130,6 +133,7 @@ impl<'a, W: Write> Replay<'a, W> {
             own_promises,
             now: Timestamp(0),
             next_boundary_ms: i64::MIN,
+            ended: None,
             first: None,
             timings: 0,
             bad: 0,
@@ -197,16 +201,15 @@ impl<'a, W: Write> Replay<'a, W> {
             recording::Line::TooLong => Ok(Err(format!("longer than {} bytes", recording::LINE_BYTES_MAX))),
             recording::Line::Other { start, end } => self.line(&text[start as usize..end as usize]),
             recording::Line::Timing { key, ts_ms, us, outcome } => {
-                let (known, (key, number)) = (self.known, &mut keys[key as usize]);
+                let (key, number) = &mut keys[key as usize];
                 let (ts, us) = (Timestamp(ts_ms), u64::from(us));
-                self.timing(Some(ts), |admission| {
-                    if number.is_none() {
-                        *number = known.read().number_of(&(*key).as_ref());
-                    }
-                    if !number.is_some_and(|id| admission.known_timing(ts, id, us, outcome)) {
-                        admission.key_timing(0, key, ts, us, outcome);
-                    }
-                })
+                if number.is_none() {
+                    *number = self.known.read().number_of(&(*key).as_ref());
+                }
+                match *number {
+                    Some(id) => self.known_timing(ts, id, us, outcome),
+                    None => self.timing(Some(ts), |admission| admission.key_timing(0, key, ts, us, outcome)),
+                }
             }
         }
     }
@@ -251,13 +254,9 @@ impl<'a, W: Write> Replay<'a, W> {
     /// Takes a timing at its time.
     fn timing(&mut self, ts: Option<Timestamp>, admit: impl FnOnce(&mut Admission<'_>)) -> Result<Result<(), String>, Error> {
         let ts = ts.unwrap_or(self.now);
-        if !(0..=TIMESTAMP_MS_MAX).contains(&ts.0) {
-            return Ok(Err(format!("`ts` is {}, expected Unix milliseconds", ts.0)));
+        if let Err(reason) = self.reach(ts)? {
+            return Ok(Err(reason));
         }
-        if ts > self.now {
-            self.advance(ts)?;
-        }
-        self.first = Some(self.first.map_or(ts, |f| f.min(ts)));
         let before = self.admission.batch.rejected;
         admit(&mut self.admission);
         if self.admission.batch.rejected > before {
@@ -265,6 +264,36 @@ impl<'a, W: Write> Replay<'a, W> {
             return Ok(Err(reason));
         }
         self.timings += 1;
+        Ok(Ok(()))
+    }
+
+    /// Takes an ordinary timing of an endpoint that has a number. It is counted as it comes: of a slot that is not judged yet, before or after others makes no difference.
+    fn known_timing(&mut self, ts: Timestamp, id: EndpointId, us: u64, outcome: Outcome) -> Result<Result<(), String>, Error> {
+        if let Err(reason) = self.reach(ts)? {
+            return Ok(Err(reason));
+        }
+        if !self.admission.takes(ts) {
+            let key = Arc::clone(&self.machine.catalogue.entries()[id.0 as usize].key);
+            return self.timing(Some(ts), |admission| admission.key_timing(0, &key, ts, us, outcome));
+        }
+        let slot = Slot::containing(ts);
+        if self.ended.is_some_and(|ended| slot <= ended) {
+            self.close_ended()?;
+        }
+        self.machine.count_one(slot, id, outcome, us);
+        self.timings += 1;
+        Ok(Ok(()))
+    }
+
+    /// Moves the clock to a timing; the inner result says why there is no such time.
+    fn reach(&mut self, ts: Timestamp) -> Result<Result<(), String>, Error> {
+        if !(0..=TIMESTAMP_MS_MAX).contains(&ts.0) {
+            return Ok(Err(format!("`ts` is {}, expected Unix milliseconds", ts.0)));
+        }
+        if ts > self.now {
+            self.advance(ts)?;
+        }
+        self.first = Some(self.first.map_or(ts, |f| f.min(ts)));
         Ok(Ok(()))
     }
 
@@ -280,12 +309,15 @@ impl<'a, W: Write> Replay<'a, W> {
 
     fn clock_to(&mut self, to: Timestamp) -> Result<(), Error> {
         if to.0 >= self.next_boundary_ms {
-            self.take_in();
+            self.take_in()?;
             let judge_after = self.machine.judge.promises().judge_after_ms;
             if self.now.0 > 0
                 && let Some(target) = Slot::ended_by(to.plus_ms(-judge_after))
             {
-                self.close_to(target)?;
+                self.ended = Some(target);
+                if self.is_due(target) {
+                    self.close_ended()?;
+                }
             }
             self.next_boundary_ms = Slot::containing(to.plus_ms(-judge_after)).end().0 + judge_after;
         }
@@ -294,12 +326,28 @@ impl<'a, W: Write> Replay<'a, W> {
         Ok(())
     }
 
-    /// Folds the timings taken since the last slot end.
-    fn take_in(&mut self) {
+    /// Folds the timings taken since the last slot end that were not counted as they came.
+    fn take_in(&mut self) -> Result<(), Error> {
+        if self.admission.is_empty() {
+            return Ok(());
+        }
+        self.close_ended()?;
         let batch = self.admission.finish();
-        if batch.timings() > 0 || !batch.in_flight.is_empty() {
-            let delta = self.machine.fold(&[&batch]);
-            self.apply(&delta);
+        let delta = self.machine.fold(&[&batch]);
+        self.apply(&delta);
+        Ok(())
+    }
+
+    /// Whether anything can have to be said or run at a slot end up to this one.
+    fn is_due(&self, target: Slot) -> bool {
+        self.fleet.next().is_none_or(|quarter| quarter <= fleet::last_cut(target)) || self.machine.next_due().is_some_and(|due| due <= target)
+    }
+
+    /// Judges what has ended, where nothing was due before something comes that depends on what is judged.
+    fn close_ended(&mut self) -> Result<(), Error> {
+        match self.ended.take() {
+            Some(ended) => self.close_to(ended),
+            None => Ok(()),
         }
     }
 
@@ -380,6 +428,7 @@ impl<'a, W: Write> Replay<'a, W> {
 
     /// Takes a recorded frame: its counts as they are, its decisions made anew.
     fn frame(&mut self, delta: &Delta) -> Result<(), Error> {
+        self.close_ended()?;
         if !self.own_promises {
             self.finds_itself = false;
             self.machine.quarters.end(i64::MAX - 1);
@@ -459,7 +508,7 @@ impl<'a, W: Write> Replay<'a, W> {
     /// # Errors
     /// [`Error::Write`].
     pub fn finish(&mut self, until: Option<Timestamp>) -> Result<(), Error> {
-        self.take_in();
+        self.take_in()?;
         let judge_after = self.machine.judge.promises().judge_after_ms;
         let plain = self.next_boundary_ms > i64::MIN;
         if plain && let Some(last) = self.machine.last_slot() {
@@ -476,6 +525,7 @@ impl<'a, W: Write> Replay<'a, W> {
     /// # Errors
     /// [`Error::Write`].
     pub fn finish_log(&mut self) -> Result<(), Error> {
+        self.close_ended()?;
         self.out.flush().map_err(Error::Write)
     }
 

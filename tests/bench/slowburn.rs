@@ -79,7 +79,7 @@ fn config(mix: Mix) -> String {
 /// A section: its name, what it measures, and how.
 type Section = (&'static str, &'static str, fn(&mut Bench));
 
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 16] = [
     ("stages", "what a timing costs inside, stage by stage, one thread", stages::stages),
     ("json", "timings a second for each core of the server, as JSON over HTTP, answered when on disk", ingest::json),
     ("cores", "whether every start uses all cores, JSON, 1,000 a batch", ingest::cores),
@@ -94,7 +94,8 @@ const SECTIONS: [Section; 15] = [
     ("start-store", "the same with a store of 1 GB", start::start_store),
     ("replay", "recorded timings through `slowburn replay`", replay::replay),
     ("peer-victoriametrics", "the same timings into VictoriaMetrics as samples", peers::victoria_metrics),
-    ("peer-prometheus", "Prometheus scrapes /metrics with 10k endpoints", peers::prometheus),
+    ("peer-netdata", "the same timings into netdata as StatsD timers, 1k endpoints", peers::netdata),
+    ("peer-prometheus", "Prometheus scrapes /metrics with 10k and 100k endpoints", peers::prometheus),
 ];
 
 fn main() -> ExitCode {

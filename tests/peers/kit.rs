@@ -223,6 +223,10 @@ pub(crate) fn has_open_metrics() -> bool {
     has(runs("python3", &["-c", "import prometheus_client.openmetrics.parser"]), "prometheus-client==0.26.0 (Python)")
 }
 
+fn encoded(query: &str) -> String {
+    query.bytes().map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
 pub(crate) fn has_prometheus() -> bool {
     has(runs("prometheus", &["--version"]) && runs("promtool", &["--version"]), "Prometheus with promtool")
 }
@@ -415,6 +419,20 @@ impl Prometheus {
         Self { _process: process, address }
     }
 
+    /// One on the blocks in `prometheus` under that folder, however old these are, with rules; there is nothing to scrape.
+    pub(crate) fn start_on_past(dir: &Path, rules: &str) -> Self {
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 9));
+        Self::start_with(dir, nobody, &format!("rule_files: ['{rules}']\n"), "", &["--storage.tsdb.retention.time=100y", "--query.max-samples=500000000"])
+    }
+
+    /// The series of a query over a range of Unix seconds.
+    pub(crate) fn range(&self, query: &str, from_s: i64, to_s: i64, step_s: i64) -> Vec<Value> {
+        let asked = format!("/api/v1/query_range?query={}&start={from_s}&end={to_s}&step={step_s}", encoded(query));
+        let (status, body) = ask(self.address, "GET", &asked, "", "").unwrap();
+        assert_eq!(status, 200, "{query}: {body}");
+        serde_json::from_str::<Value>(&body).unwrap()["data"]["result"].as_array().unwrap().clone()
+    }
+
     /// What it answers to a path.
     pub(crate) fn get(&self, path: &str) -> Value {
         get(self.address, path)
@@ -432,8 +450,7 @@ impl Prometheus {
     }
 
     fn answer(&self, query: &str) -> Result<Value, String> {
-        let encoded: String = query.bytes().map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
-        let (status, body) = ask(self.address, "GET", &format!("/api/v1/query?query={encoded}"), "", "").unwrap();
+        let (status, body) = ask(self.address, "GET", &format!("/api/v1/query?query={}", encoded(query)), "", "").unwrap();
         if status == 200 { Ok(serde_json::from_str(&body).unwrap()) } else { Err(body) }
     }
 }
