@@ -79,11 +79,12 @@ pub fn victoria_metrics(bench: &mut Bench) {
     assert_eq!(peer.metric("vm_rows_inserted_total", &["type=\"prometheus\"", "type=\"vmimport\""]), imported, "VictoriaMetrics has taken all of it");
 }
 
-/// Only StatsD, in memory, asked over HTTP.
+/// Only `StatsD`, in memory, asked over HTTP.
 fn netdata_config(folder: &Path, web: SocketAddr, statsd: SocketAddr) -> String {
-    let places: String = ["config", "cache", "lib", "log", "lock"].iter().map(|place| format!("    {place} = {}\n", folder.display())).collect();
+    let places: Vec<String> = ["config", "cache", "lib", "log", "lock"].iter().map(|place| format!("    {place} = {}\n", folder.display())).collect();
     let plugins = ["timex", "checks", "idlejitter", "tc", "diskspace", "proc", "cgroups", "apps", "charts.d", "python.d", "go.d", "ebpf", "slabinfo"];
-    let others: String = plugins.iter().map(|plugin| format!("    {plugin} = no\n")).collect();
+    let others: Vec<String> = plugins.iter().map(|plugin| format!("    {plugin} = no\n")).collect();
+    let (places, others) = (places.concat(), others.concat());
     format!(
         "[directories]\n{places}[db]\n    mode = ram\n[ml]\n    enabled = no\n[health]\n    enabled = no\n[registry]\n    enabled = no\n[cloud]\n    enabled = no\n\
          [web]\n    bind to = {web}\n[plugins]\n{others}    netdata monitoring = no\n    statsd = yes\n    enable running new plugins = no\n\
@@ -91,7 +92,7 @@ fn netdata_config(folder: &Path, web: SocketAddr, statsd: SocketAddr) -> String 
     )
 }
 
-/// What it costs netdata to take the same timings as StatsD timers: in memory, a 95th percentile a second, no answer.
+/// What it costs netdata to take the same timings as `StatsD` timers: in memory, a 95th percentile a second, no answer.
 pub fn netdata(bench: &mut Bench) {
     if is_missing(NETDATA) {
         return;
@@ -141,7 +142,7 @@ pub fn netdata(bench: &mut Bench) {
 
 fn statsd_lines(timings: &[Timing]) -> Vec<u8> {
     let line = |timing: &Timing| format!("bench.r{:05}:{}.{}|ms\n", timing.endpoint, timing.duration_us / 1_000, timing.duration_us / 100 % 10);
-    timings.iter().map(line).collect::<String>().into_bytes()
+    timings.iter().map(line).collect::<Vec<_>>().concat().into_bytes()
 }
 
 /// What it costs Prometheus to take in `/metrics` with all endpoints, and Slowburn to be asked.
