@@ -116,7 +116,10 @@ fn a_receiver_of_2_0_gets_what_a_scrape_would_have_had() {
         let sent = sent.get(name).unwrap_or_else(|| panic!("{name} is not in {:?}", sent.keys()));
         assert_eq!(sent.number, Number::Sample(*value), "{name}");
     }
-    assert!(scrape.len() > 40 && sent.keys().filter(|name| !moves(name) && !scrape.contains_key(*name)).all(|name| name.starts_with("slowburn_request_duration_seconds ")));
+    assert!(
+        scrape.len() > 40
+            && sent.keys().filter(|name| !moves(name) && !scrape.contains_key(*name)).all(|name| name.starts_with("slowburn_request_duration_seconds "))
+    );
 
     let kind = |name: &str| moment.iter().find(|s| s.labels["__name__"] == name).and_then(|s| s.metadata.clone()).map(|m| (m.0, m.2)).unwrap();
     assert_eq!(kind("slowburn_requests_total"), (1, String::new()));
@@ -299,7 +302,7 @@ fn a_receiver_that_hangs_harms_nothing_and_the_oldest_goes_when_the_queue_is_ful
         counted.fetch_add(1, Ordering::Relaxed);
         if hanging.load(Ordering::Relaxed) { Reply::Silence } else { Reply::Written }
     });
-    let config = remote("r", store.address, "timeout = '1s'\nqueue_bytes = 2097152\nendpoints = 'all'");
+    let config = remote("r", store.address, "timeout = '6s'\nqueue_bytes = 2097152\nendpoints = 'all'");
     let (_dir, server) = started(&format!("{SHOP}{config}"));
     // Names that hardly pack, so that the queue is full soon.
     let mut state = 7_u64;
@@ -318,16 +321,15 @@ fn a_receiver_that_hangs_harms_nothing_and_the_oldest_goes_when_the_queue_is_ful
     }
     let dropped = |server: &Server| metric(server, "samples", &["result=\"dropped\""]);
     let mut slowest = Duration::ZERO;
-    until("the queue is full", 120, || {
+    until("the queue is full, and it was tried again", 120, || {
         let start = kit::now();
         post(&server, &timings("/orders", 1));
         slowest = slowest.max(start.elapsed());
-        dropped(&server) > 0.0
+        dropped(&server) > 0.0 && seen.load(Ordering::Relaxed) >= 2
     });
     eprintln!("the slowest batch while the receiver hung took {slowest:.0?}");
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(3), "half of what one attempt may take: {slowest:?}");
     assert!(metric(&server, "queue_bytes", &[]) <= 2_097_152.0 + 1.0 && metric(&server, "requests", &["answer=\"timeout\""]) >= 1.0);
-    assert!(seen.load(Ordering::Relaxed) >= 2, "it is tried again");
     let oldest = store.got()[0].series[0].at;
     hangs.store(false, Ordering::Relaxed);
     let back = i64::try_from(kit::now_ms()).unwrap();
@@ -386,23 +388,33 @@ fn prometheus_has_the_same_from_remote_write_as_from_a_scrape() {
     let dir = tempfile::tempdir().unwrap();
     let port = kit::free_port();
     let url = format!("http://127.0.0.1:{port}/api/v1/write");
-    let config = format!("{SHOP}[limits]\nexported_endpoints = 3\n[[remote_write]]\nurl = '{url}'\ninterval = '1s'\nhistograms = 'both'\nlabels = {{ job = 'sent' }}\n");
+    let config =
+        format!("{SHOP}[limits]\nexported_endpoints = 3\n[[remote_write]]\nurl = '{url}'\ninterval = '1s'\nhistograms = 'both'\nlabels = {{ job = 'sent' }}\n");
     let server = Server::start(dir.path(), &config);
     let prometheus = Prometheus::start_receiving(dir.path(), port, server.address);
     post(&server, &(timings("/orders", 500) + &timings("/browse", 40) + &timings("/first", 5)));
-    until("both have it", 60, || ["sent", "slowburn"].iter().all(|job| prometheus.query(&format!("slowburn_requests_total{{job='{job}', route='/orders', outcome='ok'}}")) == Some(500.0)));
+    until("both have it", 60, || {
+        ["sent", "slowburn"]
+            .iter()
+            .all(|job| prometheus.query(&format!("slowburn_requests_total{{job='{job}', route='/orders', outcome='ok'}}")) == Some(500.0))
+    });
     let both = || ["sent", "slowburn"].map(|job| in_store(&prometheus.result(&format!("{{job='{job}', __name__=~'slowburn_.*'}}"))));
     until("they are alike", 30, || {
         let [sent, scraped] = both();
         // Up to 2.44 a scrape of native histograms has no classic ones.
-        scraped.iter().all(|(name, value)| sent.get(name) == Some(value)) && sent.keys().all(|name| scraped.contains_key(name) || name.contains("duration_seconds"))
+        scraped.iter().all(|(name, value)| sent.get(name) == Some(value))
+            && sent.keys().all(|name| scraped.contains_key(name) || name.contains("duration_seconds"))
     });
     let [sent, scraped] = both();
     eprintln!("{} series sent, {} scraped", sent.len(), scraped.len());
     assert!(scraped.len() > 30);
     for q in ["0.5", "0.95", "0.99"] {
-        let [sent, scraped, classic] = ["slowburn_request_duration_seconds{job='sent'}", "slowburn_request_duration_seconds{job='slowburn'}", "sum by (le) (slowburn_request_duration_seconds_bucket{job='sent', route='/orders'})"]
-            .map(|of| prometheus.query(&format!("histogram_quantile({q}, {of})")));
+        let [sent, scraped, classic] = [
+            "slowburn_request_duration_seconds{job='sent'}",
+            "slowburn_request_duration_seconds{job='slowburn'}",
+            "sum by (le) (slowburn_request_duration_seconds_bucket{job='sent', route='/orders'})",
+        ]
+        .map(|of| prometheus.query(&format!("histogram_quantile({q}, {of})")));
         assert!(sent.is_some() && sent == scraped, "{q}: {sent:?} {scraped:?}");
         let range = format!("/api/v1/quantiles?service=shop&route=/orders&from={}&to={}&q={q}", kit::now_ms() - 3_600_000, kit::now_ms() + 60_000);
         let own = server.get(&range)["points"][0]["values"][q].as_f64().unwrap();
@@ -414,11 +426,16 @@ fn prometheus_has_the_same_from_remote_write_as_from_a_scrape() {
     // What leaves the page is gone in both at once, native histograms and numbers alike.
     post(&server, &timings("/second", 90));
     until("the first has gone from both", 30, || {
-        ["sent", "slowburn"].iter().all(|job| prometheus.series(&format!("{{job='{job}', route='/first'}}")) == Ok(0) && prometheus.series(&format!("{{job='{job}', route='/second'}}")) > Ok(0))
+        ["sent", "slowburn"].iter().all(|job| {
+            prometheus.series(&format!("{{job='{job}', route='/first'}}")) == Ok(0) && prometheus.series(&format!("{{job='{job}', route='/second'}}")) > Ok(0)
+        })
     });
     let answers = server.samples();
     eprintln!("answers: {:?}", answers.iter().filter(|(name, _)| name.starts_with("slowburn_process_remote_write_requests")).collect::<Vec<_>>());
-    assert!(of(&answers, "samples", &["result=\"refused\""]).is_some_and(|n| *n < 0.5) && of(&answers, "samples", &["result=\"dropped\""]).is_some_and(|n| *n < 0.5));
+    assert!(
+        of(&answers, "samples", &["result=\"refused\""]).is_some_and(|n| *n < 0.5)
+            && of(&answers, "samples", &["result=\"dropped\""]).is_some_and(|n| *n < 0.5)
+    );
     assert!(of(&answers, "histograms", &["result=\"written\""]).is_some_and(|n| *n > 3.0));
 }
 
@@ -450,7 +467,8 @@ fn victoria_metrics_has_the_same_as_a_scrape() {
     }
     let dir = tempfile::tempdir().unwrap();
     let victoria = victoria(found.unwrap(), dir.path());
-    let config = format!("{SHOP}[[remote_write]]\nurl = 'http://{}/api/v1/write'\ninterval = '1s'\nlabels = {{ job = 'slowburn', instance = 'a' }}\n", victoria.address);
+    let config =
+        format!("{SHOP}[[remote_write]]\nurl = 'http://{}/api/v1/write'\ninterval = '1s'\nlabels = {{ job = 'slowburn', instance = 'a' }}\n", victoria.address);
     let server = Server::start(dir.path(), &config);
     post(&server, &(timings("/orders", 500) + &timings("/browse", 40)));
     let query = "%7Bjob%3D%22slowburn%22%7D";
@@ -459,7 +477,8 @@ fn victoria_metrics_has_the_same_as_a_scrape() {
         let stored = in_store(&get(victoria.address, &format!("/api/v1/query?query={query}")));
         let scrape: BTreeMap<String, f64> = scraped(&server, &[]).into_iter().filter(|(name, _)| !moves(name)).collect();
         last = (stored.len(), scrape.len());
-        last.1 > 40 && scrape.iter().all(|(name, value)| stored.get(name) == Some(value))
+        // It keeps decimal numbers.
+        last.1 > 40 && scrape.iter().all(|(name, value)| stored.get(name).is_some_and(|s| (s - value).abs() <= value.abs() * 1e-12))
     });
     eprintln!("{} series stored, {} scraped", last.0, last.1);
     assert!(metric(&server, "samples", &["result=\"refused\""]) < 0.5);

@@ -28,12 +28,9 @@ pub(in crate::show) fn of_queues<'a>(queues: impl Iterator<Item = &'a Queue>, no
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of an outage are far below 2^53")]
         let age = length.oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0);
         lag.add(vec![remote()], age);
-        for (family, value) in [
-            (&mut bytes, queue.sent_bytes()),
-            (&mut waiting, length.requests),
-            (&mut waiting_bytes, length.bytes),
-            (&mut missed, queue.missed_rounds()),
-        ] {
+        for (family, value) in
+            [(&mut bytes, queue.sent_bytes()), (&mut waiting, length.requests), (&mut waiting_bytes, length.bytes), (&mut missed, queue.missed_rounds())]
+        {
             family.add(vec![remote()], float(value));
         }
     }
