@@ -141,7 +141,8 @@ async fn send(mut sender: Sender, mut stopped: watch::Receiver<bool>) {
     }
     let left = queue.length();
     if left.requests > 0 {
-        warn!(remote = queue.name, requests = left.requests, bytes = left.bytes, since = ?left.oldest, "metrics were not sent before the end and are lost");
+        let since = left.oldest.map(|at| at.to_string());
+        warn!(remote = queue.name, requests = left.requests, bytes = left.bytes, since, "metrics were not sent before the end and are lost");
     }
 }
 

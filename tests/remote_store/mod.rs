@@ -8,7 +8,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use prost_reflect::prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Value};
 
 /// A native histogram: its buckets by index.
@@ -161,7 +160,7 @@ fn serve(stream: TcpStream, script: &Script, all: &Mutex<Vec<Got>>) -> Option<()
             return None;
         }
         let text = if status < 300 { "" } else { "as the test has it" };
-        let more: String = more.into_iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let more: String = more.into_iter().flat_map(|(name, value)| [name.to_owned(), ": ".to_owned(), value, "\r\n".to_owned()]).collect();
         let length = if status == 204 { String::new() } else { format!("Content-Length: {}\r\n", text.len()) };
         write!(write, "HTTP/1.1 {status} X\r\n{length}{more}\r\n{text}").ok()?;
     }

@@ -1,8 +1,8 @@
 //! A request of remote-write 2.0 (`io.prometheus.write.v2.Request`, as of 2.0-rc.4), by hand as the other messages are: each series is written once, each text is there once.
 //!
-//! Fields: a `Request` has symbols 4, timeseries 5; a `TimeSeries` labels_refs 1, samples 2, histograms 3, metadata 5; a `Sample` value 1, timestamp 2, start_timestamp 3; a
-//! `Histogram` count_int 1, sum 3, timestamp 15, start_timestamp 17, and what makes it native as [`SENT`](crate::show::exposition::protobuf::SENT) has it; a `Metadata` type 1,
-//! help_ref 3, unit_ref 4.
+//! Fields: a `Request` has `symbols` 4, `timeseries` 5; a `TimeSeries` `labels_refs` 1, `samples` 2, `histograms` 3, `metadata` 5; a `Sample` `value` 1, `timestamp` 2,
+//! `start_timestamp` 3; a `Histogram` `count_int` 1, `sum` 3, `timestamp` 15, `start_timestamp` 17, and what makes it native as `SENT` of the exposition has it; a `Metadata`
+//! `type` 1, `help_ref` 3, `unit_ref` 4.
 
 use std::collections::HashMap;
 

@@ -1,8 +1,8 @@
 //! What waits is kept in 2.0; for a receiver that only knows 1.0 (`prometheus.WriteRequest`) each request is rewritten when it is sent. So it may turn out late which one a
 //! receiver knows, and it may change.
 //!
-//! Fields of 1.0: a `WriteRequest` has timeseries 1, metadata 3; a `TimeSeries` labels 1, samples 2, histograms 4; a `Label` name 1, value 2; a `MetricMetadata` type 1,
-//! metric_family_name 2, help 4, unit 5. A `Sample` and a `Histogram` are those of 2.0 without their last field, when they started.
+//! Fields of 1.0: a `WriteRequest` has `timeseries` 1, `metadata` 3; a `TimeSeries` `labels` 1, `samples` 2, `histograms` 4; a `Label` `name` 1, `value` 2; a `MetricMetadata`
+//! `type` 1, `metric_family_name` 2, `help` 4, `unit` 5. A `Sample` and a `Histogram` are those of 2.0 without their last field, when they started.
 
 use std::collections::BTreeSet;
 
