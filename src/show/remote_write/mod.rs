@@ -1,4 +1,4 @@
-//! What `/metrics` would give, taken at intervals and written as requests of Prometheus' remote-write for one receiver: the same names, labels and values, all of one moment.
+//! What `/metrics` would give, taken at intervals and written as requests of Prometheus' remote-write for one receiver: the same names, labels and values, under the time of one moment.
 //!
 //! It is what a scraper would have done: each series has `job` and `instance`, and one that is gone since the moment before is sent once more as stale. Nothing is stale
 //! because Slowburn stops, as nothing is when a Prometheus stops: after a restart counters go on where they were, and a gap in between would end alerts and begin them again.
