@@ -309,8 +309,12 @@ fn check(path: Option<&Path>) -> anyhow::Result<ExitCode> {
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let objectives = promises.endpoints.iter().map(|e| e.promises.len()).sum();
     let counts = [(promises.flows.len(), "flow"), (promises.expected.len(), "expectation"), (config.receivers.len(), "receiver")];
+    let remotes = match config.remote_writes.len() {
+        0 => String::new(),
+        n => format!(", {} of metrics", count(n, "receiver")),
+    };
     let rest = counts.map(|(n, what)| count(n, what)).join(", ");
-    println!("the configuration is good: {} with {}, {rest}", count(promises.endpoints.len(), "endpoint"), count(objectives, "objective"));
+    println!("the configuration is good: {} with {}, {rest}{remotes}", count(promises.endpoints.len(), "endpoint"), count(objectives, "objective"));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -244,6 +244,11 @@ objectives = [{ latency = "800ms", target = "99%", period = "30d" }, { availabil
 name = "oncall"
 webhook = { url = "http://127.0.0.1:9/" }
 
+[[remote_write]]
+name = "away"
+url = "http://127.0.0.1:9/"
+interval = "1s"
+
 [[burn_window]]
 long = "20s"
 short = "10s"

@@ -206,7 +206,7 @@ fn every_metric_of_a_rule_is_exported_and_every_question_of_a_runbook_is_answere
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let receiver = "\n[[receiver]]\nname = 'bot'\nwebhook = { url = 'http://127.0.0.1:9/hook' }\n";
+    let receiver = "\n[[receiver]]\nname = 'bot'\nwebhook = { url = 'http://127.0.0.1:9/hook' }\n[[remote_write]]\nurl = 'http://127.0.0.1:9/'\n";
     let server = Server::start(dir.path(), &format!("{}{receiver}", read("alert-rules/tests/slowburn-objectives.toml")));
     assert_eq!(server.post("Slowburn-Sender: shop-1; epoch=1; seq=1; dropped=0; uptime=5\r\n", &orders(3, 1)).1["accepted"], 4);
     until("the disk was looked at", 30, || server.scrape().contains("\nslowburn_disk_free_bytes "));

@@ -91,7 +91,8 @@ fn what_thinks_touches_nothing_outside() {
         ("sled::", vec!["history/index_store.rs"]),
         ("axum::", vec!["ingest/http.rs", "show/", "run/"]),
         ("lettre::", vec!["notify/"]),
-        ("reqwest::", vec!["notify/"]),
+        // What is sent to stores of metrics is no notification: nobody is told, and what is lost is only a gap in a graph.
+        ("reqwest::", vec!["notify/", "run/remote_write.rs"]),
     ];
     let mut wrong = Vec::new();
     for path in files(&source()) {

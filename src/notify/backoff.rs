@@ -24,8 +24,14 @@ pub const GIVE_UP_MS: i64 = 86_400_000;
 /// [`RETRY_AFTER_MAX`].
 #[must_use]
 pub fn wait(failures: u32, jitter: f64, retry_after: Option<Duration>) -> Duration {
-    let doubled = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    let own = doubled.min(LONGEST).mul_f64(jitter.clamp(0.0, 1.0));
+    wait_between(FIRST, LONGEST, failures, jitter, retry_after)
+}
+
+/// The same with other ceilings, for what comes more often than notifications do.
+#[must_use]
+pub fn wait_between(first: Duration, longest: Duration, failures: u32, jitter: f64, retry_after: Option<Duration>) -> Duration {
+    let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(16));
+    let own = doubled.min(longest).mul_f64(jitter.clamp(0.0, 1.0));
     own.max(retry_after.map_or(Duration::ZERO, |asked| asked.min(RETRY_AFTER_MAX)))
 }
 

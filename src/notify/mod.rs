@@ -232,12 +232,12 @@ pub fn resolve(setting: &str) -> Result<String, TargetError> {
 }
 
 /// Whether a setting names a place where the value is, so that the value cannot be checked yet.
-fn is_reference(setting: &str) -> bool {
+pub(crate) fn is_reference(setting: &str) -> bool {
     setting.starts_with("env:") || setting.starts_with("file:")
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

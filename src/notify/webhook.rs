@@ -192,7 +192,7 @@ fn judge(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Result<(), 
 }
 
 /// The wait that `Retry-After` asks for, in seconds or as a date; at most a quarter of an hour.
-fn asked_for(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub(crate) fn asked_for(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         // More digits than a number holds are still a long wait.

@@ -23,6 +23,7 @@ use super::disk::{self, Retention};
 use super::live::{self, Gauges, Handle};
 use super::memory::{ceiling_bytes, resident_bytes};
 use super::recovery;
+use super::remote_write;
 use super::tasks::Tasks;
 use crate::config::Config;
 use crate::endpoint::{EndpointId, PathTemplates};
@@ -71,6 +72,14 @@ pub enum Error {
         name: String,
         /// Why.
         source: crate::notify::TargetError,
+    },
+    /// A receiver of remote-write.
+    #[error("remote_write `{name}`: {source}")]
+    RemoteWrite {
+        /// Which.
+        name: String,
+        /// Why.
+        source: super::remote_write::Error,
     },
     /// The engine could not write.
     #[error("the engine ended: {0}")]
@@ -172,12 +181,14 @@ async fn run(config: &Config, config_file: Option<&Path>) -> Result<(), Error> {
     let live = Live { handle: handle.clone(), lanes: Arc::clone(&lanes), gauges, clock: Arc::clone(&clock) };
     let site = site(config, address, live, (known, refusals, disk_full), Arc::clone(&memory));
     let ready = Arc::clone(&site.ready);
+    let remotes = remote_write::start(&config.remote_writes, &site, address.port(), &tasks)?;
     // Programs wait for this line.
     eprintln!("listening on http://{address}");
     let reload = Reload { file: config_file.map(Path::to_owned), handle: handle.clone(), clock, lanes: Arc::clone(&lanes), tasks: tasks.clone() };
     let served = listen(listener, show::router(site), config, &memory, &tasks, reload, &mut engine_end).await;
 
     ready.store(false, Ordering::Relaxed);
+    remotes.stop();
     handle.stop();
     let outcome = match served {
         Served::EngineEnded(outcome) => outcome,
@@ -221,7 +232,7 @@ fn open(config: &Config) -> Result<(recovery::Opened, Arc<Clock>), Error> {
 type Shared = (Arc<KnownEndpoints>, Arc<Refusals>, Arc<AtomicBool>);
 
 fn site(config: &Config, address: std::net::SocketAddr, live: Live, (known, refusals, disk_full): Shared, memory: Arc<Memory>) -> Site {
-    let (now, door) = (Arc::clone(&live.clock), live.handle.door());
+    let (now, door, memory_ceiling) = (Arc::clone(&live.clock), live.handle.door(), memory.ceiling());
     Site {
         source: Arc::new(live),
         reader: crate::history::closed_periods::Reader::new(&config.data_dir),
@@ -242,6 +253,7 @@ fn site(config: &Config, address: std::net::SocketAddr, live: Live, (known, refu
         loopback: address.ip().is_loopback(),
         free_bytes_min: config.free_bytes_min,
         exported_endpoints_max: config.exported_endpoints_max,
+        remotes: remote_write::queues(&config.remote_writes, memory_ceiling),
         ready: Arc::new(AtomicBool::new(true)),
     }
 }

@@ -16,11 +16,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::exposition::format::{Format, wants_gzip};
+use super::exposition::protobuf::NativeFields;
 use super::exposition::{Detail, Exported, PACKER_BYTES, Page};
 use super::family::{Family, float, label};
 use super::owed::{of_incidents, of_objectives};
 use super::queries::Running;
 use super::question::{Query, Question, ids_of};
+use super::remote_write::of_queues;
 use super::{Scene, Site};
 use crate::counting::Cell;
 use crate::endpoint::{EndpointId, EndpointKey};
@@ -34,7 +36,7 @@ use crate::judge::Promises;
 use crate::notify::outbox::LaneStatus;
 
 /// Endpoints on one page of `/metrics/endpoints`.
-const PAGE_ENDPOINTS_MAX: usize = 200_000;
+pub(super) const PAGE_ENDPOINTS_MAX: usize = 200_000;
 
 /// Endpoints that one look takes: about a tenth of a millisecond.
 const LOOK_ENDPOINTS_MAX: usize = 1_000;
@@ -47,18 +49,34 @@ pub(super) fn routes() -> Router<Arc<Site>> {
 }
 
 async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Result<Response, Refusal> {
-    let (lanes, work, limit, format) = (site.source.lanes(), site.source.work(), site.exported_endpoints_max, Format::wanted(&headers));
-    let load = load(&site);
-    let first = site
+    let format = Format::wanted(&headers);
+    let Taken { families, endpoints, .. } = taken(&site, site.exported_endpoints_max, format.native()).await?;
+    // It is small: whoever reads it knows how long it is.
+    Ok(answer(format, &headers, Page::new(format, &families, endpoints), |page| Body::from(page.into_bytes())))
+}
+
+/// What is exported at a moment.
+pub(super) struct Taken {
+    pub(super) families: Vec<Family>,
+    /// By number.
+    pub(super) endpoints: Vec<Exported>,
+    /// The number of the next endpoint that comes.
+    pub(super) next_id: EndpointId,
+}
+
+/// Slowburn itself, objectives, incidents, critical endpoints and the busiest others up to so many.
+pub(super) async fn taken(site: &Site, endpoints_max: usize, native: Option<NativeFields>) -> Result<Taken, Refusal> {
+    let (lanes, work, load) = (site.source.lanes(), site.source.work(), load(site));
+    let (first, next_id) = site
         .look(move |scene| {
-            own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).chain(of_incidents(scene)).chain([markers(scene)]).collect::<Vec<_>>()
+            let first = own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).chain(of_incidents(scene)).chain([markers(scene)]);
+            (first.collect::<Vec<_>>(), scene.machine.catalogue.next_id())
         })
         .await?;
-    let (all, critical) = exported(&site, &Question::default()).await?;
-    let (chosen, left_out) = busiest(all, &critical, limit);
-    let page = page(&site, format, first, chosen, left_out, critical, None).await?;
-    // It is small: whoever reads it knows how long it is.
-    Ok(answer(format, &headers, page, |page| Body::from(page.into_bytes())))
+    let (all, critical) = exported(site, &Question::default()).await?;
+    let (chosen, left_out) = busiest(all, &critical, endpoints_max);
+    let (families, endpoints) = detailed(site, native, first, chosen, left_out, critical, None).await?;
+    Ok(Taken { families, endpoints, next_id })
 }
 
 async fn endpoints(State(site): State<Arc<Site>>, headers: HeaderMap, Query(question): Query<Question>) -> Result<Response, Refusal> {
@@ -68,7 +86,8 @@ async fn endpoints(State(site): State<Arc<Site>>, headers: HeaderMap, Query(ques
     site.queries.grow(&mut running, PACKER_BYTES + (2 * size_of::<Exported>() * all.len()) as u64)?;
     let left_out = all.len().saturating_sub(PAGE_ENDPOINTS_MAX);
     all.truncate(PAGE_ENDPOINTS_MAX);
-    let page = page(&site, format, Vec::new(), all, left_out, critical, Some(&mut running)).await?;
+    let (families, all) = detailed(&site, format.native(), Vec::new(), all, left_out, critical, Some(&mut running)).await?;
+    let page = Page::new(format, &families, all);
     // Its place is for others while it is sent, its memory is not.
     Ok(answer(format, &headers, page.holding(running.room), Body::new))
 }
@@ -129,22 +148,23 @@ fn busiest(mut all: Vec<Exported>, critical: &[EndpointId], limit: usize) -> (Ve
     (all, left_out)
 }
 
-async fn page(
+/// With what critical endpoints have beside, and a family that says how many endpoints were left out.
+async fn detailed(
     site: &Site,
-    format: Format,
+    native: Option<NativeFields>,
     mut families: Vec<Family>,
     mut endpoints: Vec<Exported>,
     left_out: usize,
     critical: Vec<EndpointId>,
     mut running: Option<&mut Running>,
-) -> Result<Page, Refusal> {
+) -> Result<(Vec<Family>, Vec<Exported>), Refusal> {
     let mut truncated =
         Family::gauge("slowburn_export_truncated_endpoints", "Endpoints that are not on this page, because the limit of exported endpoints is reached.");
     truncated.add(vec![], float(left_out as u64));
     families.push(truncated);
     for ids in critical.chunks(LOOK_CRITICAL_MAX) {
         let ids = ids.to_vec();
-        let details = site.look(move |scene| details(scene, ids, format)).await?;
+        let details = site.look(move |scene| details(scene, ids, native)).await?;
         if let Some(running) = &mut running {
             site.queries.grow(running, details.iter().map(|(_, _, detail)| detail.bytes()).sum())?;
         }
@@ -155,17 +175,17 @@ async fn page(
             }
         }
     }
-    Ok(Page::new(format, &families, endpoints))
+    Ok((families, endpoints))
 }
 
-fn details(scene: &Scene<'_>, ids: Vec<EndpointId>, format: Format) -> Vec<(EndpointId, Sums, Detail)> {
+fn details(scene: &Scene<'_>, ids: Vec<EndpointId>, native: Option<NativeFields>) -> Vec<(EndpointId, Sums, Detail)> {
     let mut recent: HashMap<EndpointId, Cell> = HashMap::new();
     let wanted = Wanted::These(ids);
     scene.machine.visit_recent(&wanted, |id, cell| recent.entry(id).or_default().merge(cell));
     let Wanted::These(ids) = wanted else { return Vec::new() };
     let nothing = Cell::default();
     let of = |id: EndpointId| recent.get(&id).unwrap_or(&nothing);
-    let detail = |id: EndpointId| Some((id, scene.machine.total_of(id), Detail::new(scene.machine.cell_of(id)?, of(id), format)));
+    let detail = |id: EndpointId| Some((id, scene.machine.total_of(id), Detail::new(scene.machine.cell_of(id)?, of(id), native)));
     ids.into_iter().filter_map(detail).collect()
 }
 
@@ -250,6 +270,7 @@ fn load(site: &Site) -> Vec<Family> {
             family.add(vec![], float(value));
             family
         })
+        .chain(of_queues(site.remotes.iter().map(Arc::as_ref), site.now()))
         .collect()
 }
 

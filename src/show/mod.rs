@@ -11,6 +11,7 @@ pub mod metrics;
 mod owed;
 pub mod queries;
 mod question;
+pub mod remote_write;
 pub mod rules;
 
 use std::future::Future;
@@ -89,6 +90,8 @@ pub struct Site {
     pub free_bytes_min: u64,
     /// Endpoints in `/metrics`.
     pub exported_endpoints_max: usize,
+    /// What waits for the receivers of remote-write.
+    pub remotes: Arc<[Arc<remote_write::queue::Queue>]>,
     /// Whether the server takes requests.
     pub ready: Arc<std::sync::atomic::AtomicBool>,
 }

@@ -177,6 +177,7 @@ impl Server {
             loopback: true,
             free_bytes_min: 0,
             exported_endpoints_max: 100,
+            remotes: Arc::new([]),
             ready: Arc::new(AtomicBool::new(true)),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

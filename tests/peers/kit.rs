@@ -403,13 +403,22 @@ impl Prometheus {
         Self::start_with(dir, target, "", settings, if version < (3, 8) { &["--enable-feature=native-histograms"] } else { &[] })
     }
 
+    /// One that takes remote-write and native histograms on a port of its own, and scrapes beside.
+    pub(crate) fn start_receiving(dir: &Path, port: u16, target: SocketAddr) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Self::start_at(dir, address, target, "", "", &["--web.enable-remote-write-receiver", "--enable-feature=native-histograms"])
+    }
+
     fn start_with(dir: &Path, target: SocketAddr, rules: &str, settings: &str, arguments: &[&str]) -> Self {
+        Self::start_at(dir, SocketAddr::from(([127, 0, 0, 1], free_port())), target, rules, settings, arguments)
+    }
+
+    fn start_at(dir: &Path, address: SocketAddr, target: SocketAddr, rules: &str, settings: &str, arguments: &[&str]) -> Self {
         let config = format!(
             "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n{rules}\
              scrape_configs: [{{job_name: slowburn, static_configs: [{{targets: ['{target}']}}]{settings}}}]\n"
         );
         std::fs::write(dir.join("prometheus.yml"), config).unwrap();
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut command = Command::new("prometheus");
         command.arg(format!("--config.file={}", dir.join("prometheus.yml").display()));
         command.arg(format!("--storage.tsdb.path={}", dir.join("prometheus").display()));
@@ -447,6 +456,11 @@ impl Prometheus {
     /// How many series a query has, native histograms among them; or what Prometheus has against it.
     pub(crate) fn series(&self, query: &str) -> Result<usize, String> {
         Ok(self.answer(query)?["data"]["result"].as_array().unwrap().len())
+    }
+
+    /// All that a query answers.
+    pub(crate) fn result(&self, query: &str) -> Value {
+        self.answer(query).unwrap_or_else(|e| panic!("{query}: {e}"))
     }
 
     fn answer(&self, query: &str) -> Result<Value, String> {

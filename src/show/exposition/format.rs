@@ -5,6 +5,8 @@
 
 use axum::http::{HeaderMap, HeaderName, header};
 
+use super::protobuf::{NativeFields, SCRAPED};
+
 /// How a page is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::show) enum Format {
@@ -32,6 +34,11 @@ impl Format {
         let key = |(how_widely, at, q): (u8, usize, u16)| (u16::MAX - q, if how_widely == 0 { at } else { usize::MAX });
         let weighed = Self::ALL.into_iter().filter_map(|f| weight(f).filter(|w| w.2 > 0).map(|w| (key(w), f)));
         weighed.min_by_key(|(key, _)| *key).map_or(Self::Text, |(_, format)| format)
+    }
+
+    /// How it carries native histograms, where it can.
+    pub(in crate::show) fn native(self) -> Option<NativeFields> {
+        (self == Self::Protobuf).then_some(SCRAPED)
     }
 
     /// Whether a range names it: 0 by its own name, more the wider the range is.

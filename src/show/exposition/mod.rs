@@ -3,7 +3,8 @@
 //! In protobuf a family says its length first, so each is written twice, once only to measure it: processor for memory.
 
 pub(super) mod format;
-mod protobuf;
+pub(super) mod protobuf;
+pub(super) mod series;
 mod text;
 
 use std::convert::Infallible;
@@ -19,6 +20,7 @@ use hyper::body::Frame;
 use prometheus::proto::{Metric, MetricType};
 
 use self::format::Format;
+use self::protobuf::NativeFields;
 use super::family::Family;
 use crate::counting::Cell;
 use crate::endpoint::{EndpointId, EndpointKey};
@@ -40,7 +42,7 @@ pub(super) const PACKER_BYTES: u64 = 512 << 10;
 
 /// What a family counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::show) enum Kind {
     Counter,
     Gauge,
     /// A gauge that is always 1; what it says is in its labels.
@@ -91,7 +93,7 @@ pub(super) struct Detail {
     bounds: Vec<(u64, u64)>,
     /// Label and microseconds; empty without a recent request.
     quantiles: Vec<(&'static str, u64)>,
-    /// In protobuf.
+    /// Where the format has them.
     native: Option<NativePart>,
 }
 
@@ -105,13 +107,13 @@ struct NativePart {
 }
 
 impl Detail {
-    pub(super) fn new(total: &Cell, recent: &Cell, format: Format) -> Self {
+    pub(super) fn new(total: &Cell, recent: &Cell, native: Option<NativeFields>) -> Self {
         let mut all = recent.passed.clone();
         all.merge(&recent.failed);
         let quantiles = ["0.5", "0.95", "0.99"].into_iter().filter_map(|text| Some((text, all.quantile_us(Quantile::parse(text).ok()?)?)));
-        let native = (format == Format::Protobuf).then(|| {
+        let native = native.map(|numbers| {
             let native = Native::of(&total.passed, &total.failed);
-            NativePart { count: native.count(), sum_us: total.sum_us, fields: protobuf::native_fields(&native) }
+            NativePart { count: native.count(), sum_us: total.sum_us, fields: protobuf::native_fields(&native, numbers) }
         });
         Self { bounds: bounds_of(total), quantiles: quantiles.collect(), native }
     }
@@ -143,6 +145,15 @@ fn bounds_of(total: &Cell) -> Vec<(u64, u64)> {
 }
 
 impl Exported {
+    /// The memory that it needs.
+    pub(super) fn bytes(&self) -> u64 {
+        size_of::<Self>() as u64 + self.detail.as_ref().map_or(0, |d| d.bytes())
+    }
+
+    pub(super) fn has_no_detail(&self) -> bool {
+        self.detail.is_none()
+    }
+
     /// All of them, however they ended.
     pub(super) fn requests(&self) -> u64 {
         self.total.outcomes.into_iter().fold(0, u64::saturating_add)
@@ -399,7 +410,7 @@ mod tests {
         let mut total = Cell::new(&[250_000, 300_000], Digits::Two);
         total.record(Outcome::Ok, Span::exact(20_000), Tally { weight: 7, observed: 7 });
         total.record(Outcome::Error, Span::exact(260_000), Tally { weight: 3, observed: 3 });
-        let detail = Detail::new(&total, &total, Format::Text);
+        let detail = Detail::new(&total, &total, None);
         let endpoints: Vec<Exported> = (0..3_000).map(|n| exported(n, n.is_multiple_of(1_000).then(|| detail.clone()))).collect();
         let mut first = Family::gauge("first", "F.");
         first.add(vec![], 1.0);
@@ -438,7 +449,7 @@ mod tests {
             total.record(Outcome::Ok, Span::exact(us), Tally { weight: 3, observed: 3 });
         }
         for format in Format::ALL {
-            let detail = Detail::new(&total, &total, format);
+            let detail = Detail::new(&total, &total, format.native());
             assert!(detail.bytes() > 300, "{detail:?}");
             let endpoints: Vec<Exported> = (0..30_000).map(|n| exported(n, n.is_multiple_of(10_000).then(|| detail.clone()))).collect();
             let page = || Page::new(format, &[], endpoints.clone());

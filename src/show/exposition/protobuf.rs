@@ -15,24 +15,24 @@ const LABEL: u32 = 1;
 /// A gap of so many empty buckets is written as such; a shorter one as counts, which is no longer.
 const GAP_MIN: i32 = 3;
 
-fn put_uint(out: &mut Vec<u8>, field: u32, value: u64) {
+pub(in crate::show) fn put_uint(out: &mut Vec<u8>, field: u32, value: u64) {
     put_varint(out, u64::from(field << 3));
     put_varint(out, value);
 }
 
-fn put_double(out: &mut Vec<u8>, field: u32, value: f64) {
+pub(in crate::show) fn put_double(out: &mut Vec<u8>, field: u32, value: f64) {
     put_varint(out, u64::from(field << 3 | 1));
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-fn put_bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
+pub(in crate::show) fn put_bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
     put_varint(out, u64::from(field << 3 | 2));
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// A message inside another: its length is put before it when it is known.
-fn put_message(out: &mut Vec<u8>, field: u32, put: impl FnOnce(&mut Vec<u8>)) {
+pub(in crate::show) fn put_message(out: &mut Vec<u8>, field: u32, put: impl FnOnce(&mut Vec<u8>)) {
     put_varint(out, u64::from(field << 3 | 2));
     let start = out.len();
     put(out);
@@ -42,7 +42,7 @@ fn put_message(out: &mut Vec<u8>, field: u32, put: impl FnOnce(&mut Vec<u8>)) {
     out[start..].rotate_right(prefix);
 }
 
-fn zigzag(value: i64) -> u64 {
+pub(in crate::show) fn zigzag(value: i64) -> u64 {
     (value << 1 ^ value >> 63).cast_unsigned()
 }
 
@@ -145,12 +145,28 @@ fn put_labels(out: &mut Vec<u8>, key: &EndpointKey) {
     }
 }
 
+/// The numbers of the fields that make a `Histogram` a native one: two messages have them, alike but for these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::show) struct NativeFields {
+    schema: u32,
+    zero_threshold: u32,
+    zero_count: u32,
+    positive_span: u32,
+    positive_delta: u32,
+}
+
+/// Of `io.prometheus.client`, which is scraped.
+pub(in crate::show) const SCRAPED: NativeFields = NativeFields { schema: 5, zero_threshold: 6, zero_count: 7, positive_span: 12, positive_delta: 13 };
+
+/// Of `prometheus` and `io.prometheus.write.v2`, which are sent.
+pub(in crate::show) const SENT: NativeFields = NativeFields { schema: 4, zero_threshold: 5, zero_count: 6, positive_span: 11, positive_delta: 12 };
+
 /// The fields of a `Histogram` that make it a native one. The threshold is above 0 also without a value, which is how an empty one is known for native.
-pub(super) fn native_fields(native: &Native) -> Box<[u8]> {
+pub(super) fn native_fields(native: &Native, fields: NativeFields) -> Box<[u8]> {
     let mut out = Vec::new();
-    put_uint(&mut out, 5, zigzag(i64::from(SCHEMA)));
-    put_double(&mut out, 6, ZERO_THRESHOLD_SECONDS);
-    put_uint(&mut out, 7, native.zero_count);
+    put_uint(&mut out, fields.schema, zigzag(i64::from(SCHEMA)));
+    put_double(&mut out, fields.zero_threshold, ZERO_THRESHOLD_SECONDS);
+    put_uint(&mut out, fields.zero_count, native.zero_count);
     // Runs of buckets, each by its distance from the one before; a count by its difference to the one before.
     let mut spans: Vec<(i32, u32)> = Vec::new();
     let (mut deltas, mut before, mut end) = (Vec::new(), 0_u64, 0_i32);
@@ -173,12 +189,12 @@ pub(super) fn native_fields(native: &Native) -> Box<[u8]> {
         end = index + 1;
     }
     for (offset, length) in spans {
-        put_message(&mut out, 12, |out| {
+        put_message(&mut out, fields.positive_span, |out| {
             put_uint(out, 1, zigzag(i64::from(offset)));
             put_uint(out, 2, u64::from(length));
         });
     }
-    put_bytes(&mut out, 13, &deltas);
+    put_bytes(&mut out, fields.positive_delta, &deltas);
     out.into()
 }
 

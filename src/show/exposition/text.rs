@@ -174,6 +174,13 @@ fn put_seconds(out: &mut Vec<u8>, us: u64) {
     }
 }
 
+/// Microseconds as the value of `le`.
+pub(super) fn bound(us: u64) -> String {
+    let mut out = Vec::new();
+    put_bound(&mut out, us);
+    String::from_utf8(out).expect("digits")
+}
+
 /// Microseconds as the value of `le`: seconds that look like a floating-point number, below 100 µs with an exponent.
 fn put_bound(out: &mut Vec<u8>, us: u64) {
     match us {

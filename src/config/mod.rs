@@ -2,6 +2,8 @@
 //!
 //! `default.toml` is the reference: the defaults are read from it, and `print-config` prints it.
 
+pub mod remote_write;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -19,10 +21,10 @@ use crate::time::{Slot, parse_duration_us};
 use crate::works::daily::Daily;
 
 /// The reference: every setting with its default.
-pub const DEFAULT_TOML: &str = include_str!("default.toml");
+pub const DEFAULT_TOML: &str = include_str!("../default.toml");
 
 /// The default burn windows.
-pub const BURN_WINDOWS_TOML: &str = include_str!("../alert-rules/burn-rate-windows.toml");
+pub const BURN_WINDOWS_TOML: &str = include_str!("../../alert-rules/burn-rate-windows.toml");
 
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
@@ -67,6 +69,8 @@ pub struct Config {
     pub promises: Promises,
     /// How they are reached.
     pub receivers: Vec<ReceiverConfig>,
+    /// Who is sent what `/metrics` has.
+    pub remote_writes: Vec<remote_write::RemoteWrite>,
     /// Who may do what.
     pub tokens: Vec<Token>,
 }
@@ -178,6 +182,8 @@ struct Raw {
     token: Vec<RawToken>,
     #[serde(default)]
     burn_window: Vec<Spanned<RawWindow>>,
+    #[serde(default)]
+    remote_write: Vec<remote_write::Raw>,
 }
 
 #[derive(Deserialize, Default)]
@@ -439,6 +445,7 @@ impl Config {
             free_bytes_min: raw.disk.as_ref().and_then(|d| d.free_bytes_min).or(default.disk.as_ref().and_then(|d| d.free_bytes_min)).unwrap_or(0),
             promises,
             tokens: tokens(&source, &raw)?,
+            remote_writes: remote_write::read(&source, &raw.remote_write)?,
             receivers,
         })
     }
