@@ -47,18 +47,22 @@ pub(super) fn routes() -> Router<Arc<Site>> {
 }
 
 async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Result<Response, Refusal> {
-    let (lanes, work, limit, format) = (site.source.lanes(), site.source.work(), site.exported_endpoints_max, Format::wanted(&headers));
-    let load = load(&site);
-    let first = site
-        .look(move |scene| {
-            own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).chain(of_incidents(scene)).chain([markers(scene)]).collect::<Vec<_>>()
-        })
-        .await?;
+    let (limit, format) = (site.exported_endpoints_max, Format::wanted(&headers));
+    let first = without_endpoints(&site).await?;
     let (all, critical) = exported(&site, &Question::default()).await?;
     let (chosen, left_out) = busiest(all, &critical, limit);
     let page = page(&site, format, first, chosen, left_out, critical, None).await?;
     // It is small: whoever reads it knows how long it is.
     Ok(answer(format, &headers, page, |page| Body::from(page.into_bytes())))
+}
+
+/// What stands before the endpoints: Slowburn itself, objectives, incidents, markers.
+pub(super) async fn without_endpoints(site: &Site) -> Result<Vec<Family>, Refusal> {
+    let (lanes, work, load) = (site.source.lanes(), site.source.work(), load(site));
+    site.look(move |scene| {
+        own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).chain(of_incidents(scene)).chain([markers(scene)]).collect()
+    })
+    .await
 }
 
 async fn endpoints(State(site): State<Arc<Site>>, headers: HeaderMap, Query(question): Query<Question>) -> Result<Response, Refusal> {
