@@ -11,6 +11,7 @@ use super::super::promql::evaluate::{Labels, Sample};
 use super::super::promql::expression::NAME;
 use crate::counting::{Cell, Outcome};
 use crate::endpoint::EndpointKey;
+use crate::histogram::Histogram;
 use crate::histogram::quantile::Quantile;
 use crate::history::grouped::Depth;
 use crate::judge::ObjectiveStatus;
@@ -161,13 +162,11 @@ impl Part {
 pub(super) fn samples(parts: &[(PartLabels, Part)], cell: &Cell) -> Vec<Option<Sample>> {
     let bounds: Vec<u64> = parts.iter().filter_map(|(_, part)| if let Part::Bound(us) = part { Some(*us) } else { None }).collect();
     let mut within = within_bounds(cell, &bounds).into_iter();
-    let both = |wanted: bool| {
-        let mut all = if wanted { cell.passed.clone() } else { crate::histogram::Histogram::default() };
+    let mut all = Histogram::default();
+    if parts.iter().any(|(_, part)| matches!(part, Part::Quantile(_) | Part::Histogram)) {
+        all.merge(&cell.passed);
         all.merge(&cell.failed);
-        all
-    };
-    let has_quantiles = parts.iter().any(|(_, part)| matches!(part, Part::Quantile(_) | Part::Histogram));
-    let all = both(has_quantiles);
+    }
     let number = |n: u64| Some(Sample::Number(float(n)));
     let mut sample = |part: &Part| match part {
         Part::Outcome(outcome) => number(cell.outcomes[*outcome as usize].weight),

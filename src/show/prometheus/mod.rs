@@ -56,7 +56,6 @@ const ROWS_ALONE_MAX: u64 = 5_000;
 const ANSWER_BYTES_MAX: usize = 128 << 20;
 
 pub(super) fn routes() -> Router<Arc<Site>> {
-    let buildinfo = async || json::success(&serde_json::json!({"version": API_VERSION, "revision": concat!("slowburn ", env!("CARGO_PKG_VERSION")), "branch": "", "buildUser": "", "buildDate": "", "goVersion": ""}).to_string(), &BTreeSet::new());
     Router::new()
         .route("/api/v1/query", get(query).post(query))
         .route("/api/v1/query_range", get(query_range).post(query_range))
@@ -65,7 +64,7 @@ pub(super) fn routes() -> Router<Arc<Site>> {
         .route("/api/v1/label/{name}/values", get(values))
         .route("/api/v1/series", get(series).post(series))
         .route("/api/v1/metadata", get(metadata))
-        .route("/api/v1/status/buildinfo", get(async move || written(buildinfo().await)))
+        .route("/api/v1/status/buildinfo", get(buildinfo))
 }
 
 /// Whether a POST to this path only reads.
@@ -256,6 +255,13 @@ async fn query_range(State(site): State<Arc<Site>>, form: Form) -> Result<Answer
         Ok::<_, Failure>(Answer { data: json::of_range(&joined), notes })
     });
     answered.await.map_err(|e| broken(&e))?
+}
+
+/// Grafana chooses by it what to ask.
+async fn buildinfo() -> Answer {
+    let revision = concat!("slowburn ", env!("CARGO_PKG_VERSION"));
+    let data = serde_json::json!({"version": API_VERSION, "revision": revision, "branch": "", "buildUser": "", "buildDate": "", "goVersion": ""});
+    Answer { data: data.to_string(), notes: BTreeSet::new() }
 }
 
 /// There are none, and Grafana asks.

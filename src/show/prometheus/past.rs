@@ -8,7 +8,7 @@ use promql_parser::label::Matcher;
 use super::super::promql::evaluate::{Error, Labels, Past, Sample, Series};
 use super::super::promql::expression::{Grouping, Leaf, NAME, Over};
 use super::super::{Scene, Site};
-use super::current::Current;
+use super::current::{Current, no_history};
 use super::metric::{Known, LATENCY_WINDOW_MS, Metric, Part, PartLabels, endpoint_labels, samples};
 use super::{Failure, broken};
 use crate::counting::Cell;
@@ -292,6 +292,9 @@ impl Past for Answering<'_> {
         }
         // Prometheus looks back for the last scrape, and here there is one: now.
         let is_near = |t: &Timestamp| (t.0 - self.selected.now.0).abs() <= LOOK_BACK_MS;
+        if let Some(name) = leaf.current.first().and_then(|(labels, _)| labels.get(NAME)).filter(|_| !at.iter().all(is_near)) {
+            self.notes.insert(no_history(name));
+        }
         for (labels, value) in &leaf.current {
             let points = at.iter().map(|t| is_near(t).then_some(Sample::Number(*value))).collect();
             all.push(Series { labels: labels.clone(), points });

@@ -11,7 +11,7 @@ use super::evaluate::{Error, Labels, Past, Run, Sample, Series, Value, merged, s
 use super::expression::{Expression, NAME};
 
 /// A function.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub(in super::super) enum Function {
     /// Of each number by itself.
     Each(fn(f64) -> f64),
@@ -137,7 +137,7 @@ pub(super) fn call<P: Past>(run: &mut Run<'_, P>, function: Function, arguments:
             let mut series = arguments.series()?;
             if instants.len() == 1 {
                 series.retain(|s| s.points.iter().flatten().any(|p| p.number().is_some()));
-                sort(&mut series, if function == Function::Sort { ascending } else { descending });
+                sort(&mut series, if matches!(function, Function::Sort) { ascending } else { descending });
             }
             series
         }

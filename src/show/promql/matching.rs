@@ -136,7 +136,7 @@ pub(super) fn binary(operator: Operator, matching: &Matching, left: Value, right
         (Value::Scalar(numbers), Value::Vector(series)) => with_numbers(operator, matching.is_bool, series, &numbers, Side::Left),
         (left, right) => {
             let (left, right) = (vector(left)?, vector(right)?);
-            if operator.is_of_sets() { of_sets(operator, matching, left, right) } else { of_pairs(operator, matching, left, right) }.map(Value::Vector)
+            if operator.is_of_sets() { of_sets(operator, matching, left, right) } else { of_pairs(operator, matching, &left, &right) }.map(Value::Vector)
         }
     }
 }
@@ -184,17 +184,17 @@ fn of_sets(operator: Operator, matching: &Matching, mut left: Vec<Series>, mut r
     merged(left)
 }
 
-fn of_pairs(operator: Operator, matching: &Matching, left: Vec<Series>, right: Vec<Series>) -> Result<Vec<Series>, Error> {
+fn of_pairs(operator: Operator, matching: &Matching, left: &[Series], right: &[Series]) -> Result<Vec<Series>, Error> {
     let is_swapped = matching.many == Some(Side::Right);
     let (many, one) = if is_swapped { (right, left) } else { (left, right) };
-    let ones = by_signature(matching, &one);
+    let ones = by_signature(matching, one);
     let mut results = Vec::with_capacity(many.len());
-    for (signature, members) in by_signature(matching, &many) {
+    for (signature, members) in by_signature(matching, many) {
         let Some(found) = ones.get(&signature) else { continue };
         let instants = one[found[0]].points.len();
         for n in 0..instants {
             let there = |side: &[Series], places: &[usize]| places.iter().filter(|at| side[**at].points[n].is_some()).count();
-            let (of_one, of_many) = (there(&one, found), there(&many, &members));
+            let (of_one, of_many) = (there(one, found), there(many, &members));
             if of_one > 1 && of_many > 0 {
                 let which = if is_swapped { "left" } else { "right" };
                 let message = format!("found duplicate series for the match group {signature:?} on the {which} hand-side of the operation");
