@@ -56,7 +56,7 @@ fn cut(mut texts: BTreeSet<String>, limit: usize) -> Answer {
 /// The names of labels.
 pub(super) async fn labels(site: &Site, form: &Form) -> Result<Answer, Failure> {
     let mut names = BTreeSet::new();
-    each(site, &selectors(form)?, |labels| labels.into_keys().for_each(|name| drop(names.insert(name)))).await?;
+    each(site, &selectors(form)?, |labels| names.extend(labels.into_keys())).await?;
     Ok(cut(names, limit(form)?))
 }
 
