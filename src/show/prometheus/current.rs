@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use promql_parser::label::{MatchOp, Matcher};
 use prometheus::proto::MetricType;
+use promql_parser::label::{MatchOp, Matcher};
 
 use super::super::promql::evaluate::Labels;
 use super::super::promql::expression::{Leaf, NAME, Over};

@@ -67,7 +67,9 @@ impl Metric {
             Self::Durations => Some(("histogram", "Durations of requests; bounds at thresholds of objectives are exact, others within 1 %.")),
             Self::Latency => Some(("summary", "Latency over the last whole minute, absent without requests.")),
             Self::ObjectiveRequests => Some(("counter", "Requests that an objective counts.")),
-            Self::ObjectiveBad => Some(("counter", "Those that were bad for it: failures, and of a latency objective also what took longer than its threshold.")),
+            Self::ObjectiveBad => {
+                Some(("counter", "Those that were bad for it: failures, and of a latency objective also what took longer than its threshold."))
+            }
             Self::DurationBuckets | Self::DurationCount | Self::DurationSum => None,
         }
     }

@@ -44,8 +44,7 @@ pub(super) struct Catalogue {
 
 impl Catalogue {
     pub(super) async fn of(site: &Site) -> Result<Self, Failure> {
-        let (promises, listed) =
-            site.look(|scene| (Arc::clone(scene.machine.judge.promises()), scene.machine.judge.objectives().collect::<Vec<_>>())).await?;
+        let (promises, listed) = site.look(|scene| (Arc::clone(scene.machine.judge.promises()), scene.machine.judge.objectives().collect::<Vec<_>>())).await?;
         let mut objectives: BTreeMap<EndpointId, Vec<Arc<ObjectiveStatus>>> = BTreeMap::new();
         for objective in listed {
             objectives.entry(objective.endpoint).or_default().push(Arc::new(objective));
@@ -206,7 +205,9 @@ impl Selected {
         if rows <= ROWS_MAX {
             return Ok(());
         }
-        Err(Failure::execution(format!("{rows} rows of history would be read, and the limit is {ROWS_MAX}: ask for longer steps, shorter windows or fewer endpoints")))
+        Err(Failure::execution(format!(
+            "{rows} rows of history would be read, and the limit is {ROWS_MAX}: ask for longer steps, shorter windows or fewer endpoints"
+        )))
     }
 
     /// Begins to read.

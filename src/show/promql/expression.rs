@@ -86,9 +86,22 @@ pub(in super::super) enum Expression {
     /// By its place in the list.
     Leaf(usize),
     Negative(Box<Expression>),
-    Binary { operator: Operator, left: Box<Expression>, right: Box<Expression>, matching: Matching },
-    Aggregate { aggregator: Aggregator, parameter: Option<Box<Expression>>, of: Box<Expression>, grouping: Grouping },
-    Call { function: Function, arguments: Vec<Expression> },
+    Binary {
+        operator: Operator,
+        left: Box<Expression>,
+        right: Box<Expression>,
+        matching: Matching,
+    },
+    Aggregate {
+        aggregator: Aggregator,
+        parameter: Option<Box<Expression>>,
+        of: Box<Expression>,
+        grouping: Grouping,
+    },
+    Call {
+        function: Function,
+        arguments: Vec<Expression>,
+    },
 }
 
 /// A whole expression.
@@ -164,12 +177,12 @@ impl ReadingOf<'_> {
             ast::Expr::StringLiteral(text) => Ok(Expression::Text(text.val.clone())),
             ast::Expr::Unary(inner) => Ok(Expression::Negative(Box::new(self.expression(&inner.expr)?))),
             ast::Expr::VectorSelector(selector) => self.leaf(selector, Over::Last),
-            ast::Expr::MatrixSelector(_) => {
-                Err(self.not_supported(place::of(self.text, "["), "a range of samples by itself", "history has counts and no samples; use increase() or rate()"))
-            }
-            ast::Expr::Subquery(_) => {
-                Err(self.not_supported(place::of_subquery(self.text), "a subquery", "ask for a range of steps, or for a longer window"))
-            }
+            ast::Expr::MatrixSelector(_) => Err(self.not_supported(
+                place::of(self.text, "["),
+                "a range of samples by itself",
+                "history has counts and no samples; use increase() or rate()",
+            )),
+            ast::Expr::Subquery(_) => Err(self.not_supported(place::of_subquery(self.text), "a subquery", "ask for a range of steps, or for a longer window")),
             ast::Expr::Extension(_) => Err(self.malformed(None, "an extension of the parser")),
             ast::Expr::Call(call) => self.call(call),
             ast::Expr::Aggregate(aggregate) => self.aggregate(aggregate),
@@ -216,7 +229,9 @@ impl ReadingOf<'_> {
         let Some((_, function)) = FUNCTIONS.iter().find(|(known, _)| *known == name) else {
             let instead = match name {
                 "irate" | "idelta" => "the shortest window has a minute; use rate()",
-                _ if name.ends_with("_over_time") => "history has counts and no samples; a longer window of rate() or increase(), or a quantile of it, says what was",
+                _ if name.ends_with("_over_time") => {
+                    "history has counts and no samples; a longer window of rate() or increase(), or a quantile of it, says what was"
+                }
                 _ => "README, `Grafana without Prometheus`, lists what is",
             };
             return Err(self.not_supported(place::of(self.text, name), &format!("{name}()"), instead));

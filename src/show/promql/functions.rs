@@ -104,7 +104,13 @@ pub(super) fn call<P: Past>(run: &mut Run<'_, P>, function: Function, arguments:
             let (series, least, most) = (arguments.series()?, arguments.numbers()?, arguments.numbers()?);
             let mut clamped = each(series, |at, n| n.max(least[at]).min(most[at]));
             // Between bounds the wrong way round there is nothing.
-            clamped.iter_mut().for_each(|s| s.points.iter_mut().enumerate().for_each(|(at, p)| if least[at] > most[at] { *p = None }));
+            clamped.iter_mut().for_each(|s| {
+                s.points.iter_mut().enumerate().for_each(|(at, p)| {
+                    if least[at] > most[at] {
+                        *p = None
+                    }
+                })
+            });
             clamped
         }
         Function::ClampMin => {
@@ -248,7 +254,8 @@ fn quantiles(q: &[f64], series: Vec<Series>) -> Vec<Series> {
     let mut results = of_histograms(series, |at, h| h.quantile(q[at]));
     for (labels, buckets) in classic {
         let at_instant = |n: usize| -> Vec<(f64, f64)> { buckets.iter().filter_map(|(bound, points)| Some((*bound, points[n].as_ref()?.number()?))).collect() };
-        let points = q.iter().enumerate().map(|(n, q)| Some(at_instant(n)).filter(|b| !b.is_empty()).map(|b| Sample::Number(classic_quantile(*q, b)))).collect();
+        let points =
+            q.iter().enumerate().map(|(n, q)| Some(at_instant(n)).filter(|b| !b.is_empty()).map(|b| Sample::Number(classic_quantile(*q, b)))).collect();
         results.push(Series { labels, points });
     }
     results

@@ -91,7 +91,11 @@ impl Operator {
             (Sample::Number(n), Sample::Histogram(h)) if self == Self::Multiply => Some(Sample::Histogram(Arc::new(h.scaled(*n)))),
             (Sample::Histogram(x), Sample::Histogram(y)) if matches!(self, Self::Add | Self::Subtract) => {
                 let mut sum = x.as_ref().clone();
-                if self == Self::Add { sum.add(y) } else { sum.add(&y.scaled(-1.0)) }
+                if self == Self::Add {
+                    sum.add(y)
+                } else {
+                    sum.add(&y.scaled(-1.0))
+                }
                 Some(Sample::Histogram(Arc::new(sum)))
             }
             // As in Prometheus: what means nothing is left out.
