@@ -215,7 +215,10 @@ fn expressions_over_all_tiers_say_what_a_plain_list_says() {
         assert_eq!((&answer["data"]["resultType"], answer["data"]["result"][1].as_str().unwrap().parse()), (&json!("scalar"), Ok(expected)));
     }
     assert_eq!(m.at("absent(slowburn_requests_total{route=\"/nowhere\"})", to), BTreeMap::from([("route=/nowhere".to_owned(), 1.0)]));
-    assert_eq!(m.at("label_replace(count(slowburn_requests_total), \"a\", \"${1}b\", \"\", \"(.*)\") > bool 11", to), BTreeMap::from([("a=b".to_owned(), 1.0)]));
+    assert_eq!(
+        m.at("label_replace(count(slowburn_requests_total), \"a\", \"${1}b\", \"\", \"(.*)\") > bool 11", to),
+        BTreeMap::from([("a=b".to_owned(), 1.0)])
+    );
     assert_eq!(m.at("count(slowburn_requests_total{outcome=\"ok\"} unless on (route) slowburn_requests_total{route=~\"/i.+\"}) or vector(0)", to)[""], 2.0);
     // A gauge has no past.
     assert_eq!(m.at("slowburn_endpoints", m.end), BTreeMap::from([("__name__=slowburn_endpoints".to_owned(), 3.0)]));
