@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use promql_parser::label::Matcher;
+use promql_parser::label::{MatchOp, Matcher};
 
 use super::super::promql::evaluate::{Error, Labels, Past, Sample, Series};
 use super::super::promql::expression::{Grouping, Leaf, NAME, Over};
@@ -43,8 +43,14 @@ pub(super) struct Catalogue {
 }
 
 impl Catalogue {
-    pub(super) async fn of(site: &Site) -> Result<Self, Failure> {
-        let (promises, listed) = site.look(|scene| (Arc::clone(scene.machine.judge.promises()), scene.machine.judge.objectives().collect::<Vec<_>>())).await?;
+    /// How objectives stand is computed for all of them, so it is asked for only where it is needed.
+    pub(super) async fn of(site: &Site, with_objectives: bool) -> Result<Self, Failure> {
+        let (promises, listed) = site
+            .look(move |scene| {
+                let judge = &scene.machine.judge;
+                (Arc::clone(judge.promises()), judge.objectives().take(if with_objectives { usize::MAX } else { 0 }).collect::<Vec<_>>())
+            })
+            .await?;
         let mut objectives: BTreeMap<EndpointId, Vec<Arc<ObjectiveStatus>>> = BTreeMap::new();
         for objective in listed {
             objectives.entry(objective.endpoint).or_default().push(Arc::new(objective));
@@ -153,12 +159,17 @@ fn moment(scene: &Scene<'_>) -> (Option<Slot>, Position) {
 impl Selected {
     /// Prepares selectors at one moment, so that nothing is missed or counted twice.
     pub(super) async fn of(site: &Site, leaves: &[Leaf]) -> Result<Self, Failure> {
-        let catalogue = if leaves.is_empty() { None } else { Some(Catalogue::of(site).await?) };
-        let current = if leaves.is_empty() { Current::default() } else { Current::of(site).await? };
+        let is_named = |leaf: &Leaf, metric: Metric| leaf.matchers.iter().filter(|m| m.name == NAME).all(|m| m.is_match(metric.name()));
+        // What has a past is named by one name alone; with any other selector the rest of what there is may be meant.
+        let has_one_name = |leaf: &Leaf| leaf.matchers.iter().any(|m| m.name == NAME && m.op == MatchOp::Equal);
+        let is_past = |leaf: &Leaf| has_one_name(leaf) && Metric::ALL.into_iter().any(|metric| is_named(leaf, metric));
+        let with_objectives = leaves.iter().any(|leaf| Metric::ALL.into_iter().any(|metric| metric.is_of_objectives() && is_named(leaf, metric)));
+        let catalogue = if leaves.is_empty() { None } else { Some(Catalogue::of(site, with_objectives).await?) };
+        let current = if leaves.iter().all(is_past) { Current::default() } else { Current::of(site).await? };
         let mut notes = BTreeSet::new();
         let mut plans = Vec::with_capacity(leaves.len());
         for leaf in leaves {
-            let named = |metric: &Metric| leaf.matchers.iter().filter(|m| m.name == NAME).all(|m| m.is_match(metric.name()));
+            let named = |metric: &Metric| is_named(leaf, *metric);
             let catalogue = catalogue.as_ref();
             let metrics: Vec<OfMetric> =
                 Metric::ALL.into_iter().filter(named).filter_map(|metric| Some(OfMetric::new(metric, leaf, catalogue?))).filter(|m| m.series() > 0).collect();

@@ -26,7 +26,7 @@ fn limit(form: &Form) -> Result<usize, Failure> {
 
 /// Tells the labels of each series that one of the selectors lets through; of none, of all.
 async fn each(site: &Site, selectors: &[Leaf], mut tell: impl FnMut(Labels)) -> Result<(), Failure> {
-    let (catalogue, current) = (Catalogue::of(site).await?, Current::of(site).await?);
+    let (catalogue, current) = (Catalogue::of(site, true).await?, Current::of(site).await?);
     let all = [Vec::new()];
     let lists: Vec<&Vec<_>> = if selectors.is_empty() { all.iter().collect() } else { selectors.iter().map(|s| &s.matchers).collect() };
     for matchers in lists {
