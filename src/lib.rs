@@ -8,7 +8,7 @@
 //!          admit     frame  pure, no clock             decided        under a fixed id
 //!                    per
 //!                    commit,          history: closed minutes, hours, days in files
-//!                    fsync, "200"     show: API · /metrics · health · remote-write read slots and history
+//!                    fsync, "200"     show: API · PromQL · /metrics · remote-write · health read slots, history
 //! run/watching  the detectors, beside: closed quarters of an hour in, what they find back into the log
 //! run/live    real clock, sockets, disk  ┐ the very same machine, frame for frame
 //! run/replay  virtual clock, recordings  ┘

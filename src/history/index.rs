@@ -203,6 +203,14 @@ impl Index {
         self.views().blocks.range(range).map(block).collect()
     }
 
+    /// The start of the first period of a tier.
+    #[must_use]
+    pub fn first_period(&self, tier: Tier) -> Option<Timestamp> {
+        let range = block_key(tier, Timestamp(0), Position(0))..block_key(tier, Timestamp(i64::MAX), Position(0));
+        let first = |(key, _): (&BlockKey, &u64)| Timestamp(u64::from_be_bytes(key[1..9].try_into().expect("eight bytes")).cast_signed());
+        self.views().blocks.range(range).next().map(first)
+    }
+
     /// Forgets the blocks of periods that begin before an instant.
     pub fn forget_blocks(&self, tier: Tier, before: Timestamp) {
         for block in self.blocks(tier, Timestamp(0), before) {

@@ -484,7 +484,8 @@ mod tests {
     fn the_description_has_the_paths_that_are_served_and_no_others() {
         let description: Value = serde_json::from_str(OPENAPI_JSON).unwrap();
         let described: BTreeSet<&str> = description["paths"].as_object().unwrap().keys().map(String::as_str).collect();
-        let served: BTreeSet<&str> = PATHS.iter().copied().chain(["/metrics", "/metrics/endpoints", "/livez", "/readyz"]).collect();
+        let served: BTreeSet<&str> =
+            PATHS.iter().copied().chain(super::super::prometheus::PATHS).chain(["/metrics", "/metrics/endpoints", "/livez", "/readyz"]).collect();
         assert_eq!(described, served);
         // Every reference leads somewhere.
         for name in OPENAPI_JSON.split("\"#").skip(1).filter_map(|rest| rest.split('"').next()) {

@@ -66,17 +66,21 @@ pub(super) struct Taken {
 
 /// Slowburn itself, objectives, incidents, critical endpoints and the busiest others up to so many.
 pub(super) async fn taken(site: &Site, endpoints_max: usize, native: Option<NativeFields>) -> Result<Taken, Refusal> {
-    let (lanes, work, load) = (site.source.lanes(), site.source.work(), load(site));
-    let (first, next_id) = site
-        .look(move |scene| {
-            let first = own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).chain(of_incidents(scene)).chain([markers(scene)]);
-            (first.collect::<Vec<_>>(), scene.machine.catalogue.next_id())
-        })
-        .await?;
+    let first = without_endpoints(site).await?;
+    let next_id = site.look(|scene| scene.machine.catalogue.next_id()).await?;
     let (all, critical) = exported(site, &Question::default()).await?;
     let (chosen, left_out) = busiest(all, &critical, endpoints_max);
     let (families, endpoints) = detailed(site, native, first, chosen, left_out, critical, None).await?;
     Ok(Taken { families, endpoints, next_id })
+}
+
+/// What stands before the endpoints: Slowburn itself, objectives, incidents, markers.
+pub(super) async fn without_endpoints(site: &Site) -> Result<Vec<Family>, Refusal> {
+    let (lanes, work, load) = (site.source.lanes(), site.source.work(), load(site));
+    site.look(move |scene| {
+        own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).chain(of_incidents(scene)).chain([markers(scene)]).collect()
+    })
+    .await
 }
 
 async fn endpoints(State(site): State<Arc<Site>>, headers: HeaderMap, Query(question): Query<Question>) -> Result<Response, Refusal> {

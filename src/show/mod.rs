@@ -9,6 +9,8 @@ pub mod guard;
 pub mod health;
 pub mod metrics;
 mod owed;
+mod prometheus;
+mod promql;
 pub mod queries;
 mod question;
 pub mod remote_write;
@@ -140,6 +142,7 @@ pub fn router(site: Site) -> Router {
     let site = Arc::new(site);
     api::routes()
         .merge(metrics::routes())
+        .merge(prometheus::routes())
         .merge(health::routes())
         .fallback(api::not_found)
         .method_not_allowed_fallback(api::method_not_allowed)

@@ -128,12 +128,29 @@ impl Detail {
 /// The bounds of the classic histogram with what took no longer. What lies in the same bucket of the grid as a bound counts with it, so that 5 ms are within 5 ms; but
 /// with no more than an exact count above it says.
 fn bounds_of(total: &Cell) -> Vec<(u64, u64)> {
-    let mut bounds: Vec<u64> = BOUNDS_US.into_iter().chain(total.thresholds.iter().map(|t| t.threshold_us)).collect();
+    within_bounds(total, &bounds_with(total.thresholds.iter().map(|t| t.threshold_us)))
+}
+
+/// The bounds of the classic histogram of an endpoint with these thresholds.
+pub(super) fn bounds_with(thresholds_us: impl Iterator<Item = u64>) -> Vec<u64> {
+    let mut bounds: Vec<u64> = BOUNDS_US.into_iter().chain(thresholds_us).collect();
     bounds.sort_unstable();
     bounds.dedup();
+    bounds
+}
+
+/// A bound in seconds as labels have it.
+pub(super) fn bound_text(us: u64) -> String {
+    let mut text = Vec::new();
+    text::put_bound(&mut text, us);
+    String::from_utf8(text).expect("digits and points")
+}
+
+/// Bounds, ascending, with what took no longer.
+pub(super) fn within_bounds(total: &Cell, bounds: &[u64]) -> Vec<(u64, u64)> {
     let mut most = u64::MAX;
     let mut within: Vec<(u64, u64)> = Vec::with_capacity(bounds.len());
-    for us in bounds.into_iter().rev() {
+    for us in bounds.iter().copied().rev() {
         let count = total.at_threshold(us);
         let is_exact = total.thresholds.iter().any(|t| t.threshold_us == us);
         let unsure = if is_exact { 0 } else { count.unsure.weight + count.failed_unsure.weight };

@@ -182,7 +182,7 @@ pub(super) fn bound(us: u64) -> String {
 }
 
 /// Microseconds as the value of `le`: seconds that look like a floating-point number, below 100 µs with an exponent.
-fn put_bound(out: &mut Vec<u8>, us: u64) {
+pub(super) fn put_bound(out: &mut Vec<u8>, us: u64) {
     match us {
         1..10 => {
             put_number(out, us);
