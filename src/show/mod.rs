@@ -12,6 +12,7 @@ mod owed;
 pub mod queries;
 mod question;
 pub mod rules;
+pub mod slo;
 
 use std::future::Future;
 use std::pin::Pin;
