@@ -82,7 +82,7 @@ fn said(slo: &mut Slo<'_>, spec: &Node, field: &str, line: usize) {
 
 /// A condition as a burn window, and what is not exact in it.
 fn window(condition: &Node) -> Result<(BurnWindow, Option<String>), String> {
-    let spec = condition.at(&["spec"]).ok_or("the condition has no spec")?;
+    let spec = condition.get("spec").ok_or("the condition has no spec")?;
     let inner = spec.get("condition").ok_or("the condition is empty")?;
     let text = |key: &str| inner.get(key).and_then(Node::text);
     if let Some(kind) = text("kind").filter(|k| !k.eq_ignore_ascii_case("burnrate")) {

@@ -153,7 +153,8 @@ impl Export {
         let service = self.service(&s.service);
         let policies = self.policies(&promise.windows);
         let of = |part: &Option<String>| part.clone().unwrap_or_default();
-        let made = [&s.service, &of(&s.method), &s.route, &of(&s.env), &of(&s.kind), &goal].map(String::as_str).to_vec();
+        let (method, env, kind) = (of(&s.method), of(&s.env), of(&s.kind));
+        let made = [&s.service, &method, &s.route, &env, &kind, &goal].map(String::as_str).to_vec();
         let named = promise.name.as_ref().map(|name| vec![s.service.as_str(), name.as_str()]);
         let name = self.name(&named.unwrap_or(made));
         let digits = (owed.digits == Digits::Three).then(|| ("digits", "3".to_owned()));

@@ -10,7 +10,7 @@ use super::query::{Added, Counter, Query, matchers_alike, written};
 use crate::endpoint::{Selector, check_part};
 use crate::histogram::grid::VALUE_US_MAX;
 use crate::objective::Goal;
-use crate::time::{format_duration_us, parse_duration_us};
+use crate::time::parse_duration_us;
 
 /// What a label says about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -473,12 +473,4 @@ fn grouped(names: &[String], labels: &Labels, rest: &[&Matcher]) -> Result<Vec<&
         }
     }
     Ok(apart)
-}
-
-/// An objective for a person.
-pub(super) fn goal_text(goal: Goal) -> String {
-    match goal {
-        Goal::Latency { threshold_us } | Goal::Quantile { threshold_us, .. } => format!("latency within {}", format_duration_us(threshold_us)),
-        Goal::Availability => "availability".to_owned(),
-    }
 }

@@ -175,7 +175,7 @@ fn indicator<'a>(spec: &'a Node, all: &[Document<'a>]) -> Result<&'a Node, Refus
 
 type Found = (Meaning, String, usize);
 
-fn promise(spec: &Node, indicator: &Node, objective: &Node, field: &str, all: &[Document<'_>], slo: &mut Slo<'_>) -> Result<Found, Refused> {
+fn promise(spec: &Node, indicator: &Node, objective: &Node, field: &str, all: &[Document<'_>], slo: &Slo<'_>) -> Result<Found, Refused> {
     if let Some(own) = objective.get("indicator").or_else(|| objective.get("indicatorRef")) {
         return Err(Refused::new(own.line, field, "an objective put together of several indicators"));
     }

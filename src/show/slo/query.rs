@@ -21,7 +21,7 @@ pub(super) struct Counter {
     pub(super) metric: String,
     pub(super) matchers: Vec<Matcher>,
     /// Over which time its increase is taken, if the query says so.
-    range: Option<Duration>,
+    pub(super) range: Option<Duration>,
     pub(super) added: Added,
 }
 
