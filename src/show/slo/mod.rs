@@ -111,7 +111,7 @@ impl Imported {
     pub fn closing(&self) -> String {
         let of = |fate: Fate| self.notes.iter().filter(|n| n.fate == fate).count();
         format!(
-            "{} of {} objectives carried over; {} differences, {} parts left out, each in a line above",
+            "objectives carried over: {} of {}; differences: {}; parts left out: {}; each in a line above",
             self.carried,
             self.carried + self.not_carried,
             of(Fate::Approximately),
@@ -285,9 +285,6 @@ impl<'a> Slo<'a> {
 
     /// Carries an objective over.
     fn carry(&mut self, meaning: Meaning, field: &str, line: usize, target_ppb: u64, period_slots: u32, name: Option<String>) {
-        for difference in &meaning.differences {
-            self.note(line, field, Fate::Approximately, difference.as_str());
-        }
         let name = name.filter(|name| {
             let is_fit = crate::config::is_objective_name(name);
             if !is_fit {
@@ -300,7 +297,7 @@ impl<'a> Slo<'a> {
             slo: self.name.clone(),
             description: self.description.clone(),
             name,
-            selector: meaning.selector,
+            selector: meaning.selector.clone(),
             goal: meaning.goal,
             target_ppb,
             period_slots,
@@ -324,6 +321,9 @@ impl<'a> Slo<'a> {
                 self.refuse(Refused::new(line, field, format!("one goal has one target: {what}")));
             }
             return;
+        }
+        for difference in &meaning.differences {
+            self.note(line, field, Fate::Approximately, difference.as_str());
         }
         self.importer.carried += 1;
         self.importer.promised.push(promised);

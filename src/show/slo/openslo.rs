@@ -70,7 +70,7 @@ fn one(slo: &mut Slo<'_>, node: &Node, all: &[Document<'_>]) -> Result<(), Refus
     for (at, objective) in objectives.iter().enumerate() {
         let field = format!("spec.objectives[{at}]");
         let found = target(objective, &field).and_then(|target_ppb| Ok((target_ppb, promise(spec, indicator, objective, &field, all, slo)?)));
-        let (target_ppb, (meaning, field, line)) = match found {
+        let (target_ppb, (meaning, found_in, line)) = match found {
             Ok(found) => found,
             Err(refused) => {
                 slo.refuse(refused);
@@ -80,7 +80,8 @@ fn one(slo: &mut Slo<'_>, node: &Node, all: &[Document<'_>]) -> Result<(), Refus
         // A name that was made for the export is not carried back; one for several objectives names none.
         let given = if meaning.is_own { own_annotation(node, "name") } else { node.at(&["metadata", "name"]).and_then(Node::text) };
         let name = given.filter(|_| objectives.len() == 1).map(str::to_owned);
-        slo.carry(meaning, &field, line, target_ppb, period_slots, name);
+        let (place, line) = if objectives.len() == 1 { (found_in, line) } else { (field.clone(), objective.line) };
+        slo.carry(meaning, &place, line, target_ppb, period_slots, name);
         slo.leave_out_unknown(Some(objective), &field, &["displayName", "op", "value", "target", "targetPercent"]);
     }
     if slo.importer.carried > carried_before {

@@ -60,7 +60,8 @@ fn period_slots(text: &str) -> Result<u32, String> {
         us = us.saturating_add(part.map_err(|_| wrong())?);
         rest = &rest[end..];
     }
-    parse_slots(&format!("{us}us")).map_err(|_| format!("`{text}` is not a multiple of 10s up to 31d, which is as far as Slowburn counts budgets"))
+    let slots = if us.is_multiple_of(1_000_000) { parse_slots(&format!("{}s", us / 1_000_000)) } else { Err(wrong()) };
+    slots.map_err(|_| format!("`{text}` is not a multiple of 10s up to 31d, which is as far as Slowburn counts budgets"))
 }
 
 fn share(indicator: &Node) -> Result<(Share, String, usize), Refused> {

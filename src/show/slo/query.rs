@@ -96,27 +96,53 @@ pub(super) fn read(text: &str) -> Result<Query, String> {
     convert(&expr)
 }
 
+/// For each byte whether it is outside of quotes.
+fn outside_quotes(text: &str) -> Vec<bool> {
+    let (mut quote, mut is_escaped) = (None, false);
+    let outside = |byte: u8| match quote {
+        None => {
+            quote = Some(byte).filter(|b| b"\"'`".contains(b));
+            quote.is_none()
+        }
+        Some(open) => {
+            if is_escaped {
+                is_escaped = false;
+            } else if byte == b'\\' && open != b'`' {
+                is_escaped = true;
+            } else if byte == open {
+                quote = None;
+            }
+            false
+        }
+    };
+    text.bytes().map(outside).collect()
+}
+
 /// `[{{.window}}]` and `[$__rate_interval]` are read as five minutes, everywhere alike.
 fn without_templates(text: &str) -> Result<String, String> {
-    let (mut out, mut rest) = (String::with_capacity(text.len()), text);
-    while let Some(at) = rest.find("[{{").into_iter().chain(rest.find("[$")).min() {
-        let (before, after) = rest.split_at(at);
+    let outside = outside_quotes(text);
+    let (mut out, mut done) = (String::with_capacity(text.len()), 0);
+    for (at, _) in text.match_indices('[').filter(|(at, _)| outside[*at]) {
+        let after = &text[at..];
+        if at < done || !(after.starts_with("[{{") || after.starts_with("[$")) {
+            continue;
+        }
         let end = after.find(']').ok_or_else(|| format!("no PromQL: `{}` has no end", shown(after)))?;
-        let (window, step) = after[1..end].split_once(':').unwrap_or((&after[1..end], ""));
+        let (window, step) = after[1..end].split_once(':').map_or((&after[1..end], None), |(window, step)| (window, Some(step)));
         let name = window.trim_matches(|c: char| "{}$. ".contains(c));
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
             return Err(format!("`{}` is no window such as [{{{{.window}}}}] or [5m]", shown(&after[..=end])));
         }
-        let step = if after[1..end].contains(':') { format!(":{step}") } else { String::new() };
-        out = out + before + "[5m" + &step + "]";
-        rest = &after[end + 1..];
+        out = out + &text[done..at] + "[5m" + &step.map_or_else(String::new, |step| format!(":{step}")) + "]";
+        done = at + end + 1;
     }
-    Ok(out + rest)
+    Ok(out + &text[done..])
 }
 
 fn nesting(text: &str) -> Result<(), String> {
+    let outside = outside_quotes(text);
     let (mut depth, mut signs) = (0_usize, 0_usize);
-    for c in text.chars() {
+    for c in text.char_indices().filter(|(at, _)| outside[*at]).map(|(_, c)| c) {
         match c {
             '(' | '[' | '{' => depth += 1,
             ')' | ']' | '}' => depth = depth.saturating_sub(1),
@@ -258,6 +284,7 @@ mod tests {
         assert!(!rate.is(&count("sum(rate(m_total{code=~\"5..\", job=\"x\"}[1h]))")));
         assert!(rate.is(&count("sum(rate(m_total{code=~\"5..\", job=\"x\"}[$__rate_interval]))")));
         assert_eq!(count("sum by (b, a) (rate(m[5m]))").added, Added::By(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(count("m{route=\"[$x] \\\"[{{y}}\", b='[[[['}").matchers[0].value, "[$x] \"[{{y}}");
         assert_eq!(count("m{route=\"a\\\"b\\\\c\\u2028\\U0001f600\"}").matchers[0].value, "a\"b\\c\u{2028}\u{1f600}");
     }
 
