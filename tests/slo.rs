@@ -64,32 +64,112 @@ fn objectives(promises: &Promises) -> Vec<String> {
 fn sloth_is_carried_over_and_the_rest_is_listed() {
     let (code, found, said) = imported("sloth.yml");
     assert_eq!(code, 1);
-    assert_eq!(found, Vec::<String>::new());
-    assert_eq!(said, Vec::<String>::new());
+    assert_eq!(
+        found,
+        [
+            "orders-availability: shop /orders method=POST: availability 99.95 % in 30d",
+            "orders-latency: shop /orders method=POST: latency<=400ms 99 % in 30d (warns)",
+            "search-availability: shop /search: availability 99.9 % in 30d",
+            "search-latency: shop /search env=prod method=GET: latency<=250ms 95 % in 30d",
+        ]
+    );
+    assert_eq!(
+        said,
+        [
+            "5: shop: labels: left out: Slowburn's incidents have no labels beside those of the endpoint",
+            "7: shop: slo_plugins: left out: not understood",
+            "17: orders-availability: alerting.ticket_alert.disable: left out: Slowburn's warnings are told; a receiver of their own can be silent",
+            "17: orders-availability: alerting: left out: page_alert.labels, name, labels: Slowburn words its own incidents, and `notify` says who is told",
+            "14: orders-availability: sli.events: approximately: the method `post` is written POST, as it is sent",
+            "14: orders-availability: sli.events: approximately: the source adds up every env; Slowburn judges each endpoint that matches by itself",
+            "29: orders-latency: sli.events: approximately: the source adds up every env; Slowburn judges each endpoint that matches by itself",
+            "29: orders-latency: sli.events: approximately: a failure that is fast is good in the source; Slowburn counts every failure as bad",
+            "43: requests-availability: sli.events: not carried over: no label names the route: expected one of route, http_route, handler, path_template, path, uri, endpoint with one value (--label route=LABEL names another)",
+            r#"49: search-availability: sli.events: approximately: `cluster="valhalla"` is left out: Slowburn has no such part of an endpoint, so it counts more requests"#,
+            "49: search-availability: sli.events: approximately: the source adds up every env and method; Slowburn judges each endpoint that matches by itself",
+            "49: search-availability: sli.events: approximately: the source calls 429 bad too; Slowburn only 5xx",
+            "65: good-wifi: sli.events.error_query: not carried over: `sum_over_time(…)` is not understood: expected rate() or increase() of counters",
+            "71: by-plugin: sli.plugin: not carried over: the queries are made by the plugin `getting_started_availability`, which is a program: write them out as sli.events",
+            r#"77: watch-latency: sli.events: not carried over: `verb!="WATCH"` chooses requests by a label that Slowburn does not have"#,
+            "objectives carried over: 4 of 8; differences: 7; parts left out: 4; each in a line above",
+        ]
+    );
 }
 
 #[test]
 fn sloth_on_kubernetes_is_the_same() {
     let (code, found, said) = imported("sloth-kubernetes.yml");
     assert_eq!(code, 0);
-    assert_eq!(found, Vec::<String>::new());
-    assert_eq!(said, Vec::<String>::new());
+    assert_eq!(found, ["checkout: shop /checkout env=prod method=POST: availability 99.9 % in 30d",]);
+    assert_eq!(
+        said,
+        [
+            "17: beside: apiVersion: left out: no definition of objectives that is read here",
+            "objectives carried over: 1 of 1; differences: 0; parts left out: 1; each in a line above",
+        ]
+    );
 }
 
 #[test]
 fn pyrra_is_carried_over_and_the_rest_is_listed() {
     let (code, found, said) = imported("pyrra.yml");
     assert_eq!(code, 1);
-    assert_eq!(found, Vec::<String>::new());
-    assert_eq!(said, Vec::<String>::new());
+    assert_eq!(
+        found,
+        ["api-query-errors: prometheus-k8s /api/v1/query: availability 99.9 % in 28d", "caddy-latency: caddy subroute: latency<=50ms 90 % in 14d (warns)",]
+    );
+    assert_eq!(
+        said,
+        [
+            "8: api-query-errors: metadata.labels: left out: Slowburn's incidents have no labels beside those of the endpoint",
+            "11: api-query-errors: spec.window: approximately: Pyrra scales its pairs of windows to this one; Slowburn judges by its own [[burn_window]] table",
+            "15: api-query-errors: spec.indicator.ratio: approximately: the source adds up every env; Slowburn judges each endpoint that matches by itself",
+            "36: caddy-latency: spec.alerting: approximately: no alerts are asked for; Slowburn warns all the same, and `critical = false` keeps it from paging",
+            "28: caddy-latency: spec.window: approximately: Pyrra scales its pairs of windows to this one; Slowburn judges by its own [[burn_window]] table",
+            "31: caddy-latency: spec.indicator.latency: approximately: the source adds up every env and method; Slowburn judges each endpoint that matches by itself",
+            "31: caddy-latency: spec.indicator.latency: approximately: the source leaves out requests by their status, good and bad; Slowburn counts all, and every failure as bad",
+            "47: connect-native: spec.indicator.latencyNative: not carried over: it makes an objective for each `service`, and Slowburn needs each named",
+            "59: every-handler: spec.window: not carried over: `12w` is not a multiple of 10s up to 31d, which is as far as Slowburn counts budgets",
+            "77: every-handler-4w: spec.indicator.ratio: not carried over: no label names the route: expected one of route, http_route, handler, path_template, path, uri, endpoint with one value (--label route=LABEL names another)",
+            "93: nginx-latency-without-bucket: spec.indicator.latency: not carried over: `nginx_request_duration_seconds_bucket` without one `le` counts every bucket",
+            "107: up: spec.indicator.bool_gauge: not carried over: a gauge is true for a time, and Slowburn counts requests: it has no requests in it",
+            "objectives carried over: 2 of 7; differences: 6; parts left out: 1; each in a line above",
+        ]
+    );
 }
 
 #[test]
 fn openslo_is_carried_over_and_the_rest_is_listed() {
     let (code, found, said) = imported("openslo.yml");
     assert_eq!(code, 1);
-    assert_eq!(found, Vec::<String>::new());
-    assert_eq!(said, Vec::<String>::new());
+    assert_eq!(
+        found,
+        [
+            "-: shop /orders env=prod method=POST: latency<=300ms 99.95 % in 28d",
+            "job-duration: shop nightly env=prod kind=job method=: latency<=90s 98 % in 28d",
+        ]
+    );
+    assert_eq!(
+        said,
+        [
+            "44: orders-latency: spec.objectives[0]: approximately: a failure that is fast is good in the source; Slowburn counts every failure as bad",
+            "46: orders-latency: spec.objectives[1]: not carried over: one goal has one target: latency<=300ms of this endpoint, 99.95 % in 28d, comes from orders-latency (standard input:29)",
+            "34: orders-latency: metadata.labels: left out: Slowburn's incidents have no labels beside those of the endpoint",
+            "49: orders-latency: spec.alertPolicies[0].alertWhenNoData: left out: Slowburn watches every endpoint for silence by itself",
+            "49: orders-latency: spec.alertPolicies[0].notificationTargets: left out: OnCallMail: whom to tell is a [[receiver]] and `notify`",
+            "70: orders-latency: spec.alertPolicies[0]: approximately: to burn for 5m became a short window of 5m that must burn too",
+            "50: orders-latency: spec.alertPolicies[1].notificationTargets: left out: OnCallMail: whom to tell is a [[receiver]] and `notify`",
+            "89: calendar: spec.timeWindow: not carried over: it begins by the calendar, and Slowburn's budgets roll",
+            "100: slices: spec.budgetingMethod: not carried over: Timeslices counts slices of time, and Slowburn requests (Occurrences)",
+            "113: datadog: spec.indicator.ratioMetric.good.metricSource.type: not carried over: queries of Datadog are not read: expected Prometheus",
+            "128: p99: spec.indicator.thresholdMetric: not carried over: it counts the evaluations in which quantile 0.99 is within 0.3, and Slowburn requests: promise that the share 0.99 of requests is (a ratioMetric)",
+            "145: job-duration: spec.indicator.thresholdMetric: approximately: a failure that is fast is good in the source; Slowburn counts every failure as bad",
+            "145: job-duration: spec.indicator.thresholdMetric: approximately: each sample of the metric is one request to it; Slowburn counts the requests themselves",
+            "145: job-duration: spec.indicator.thresholdMetric: approximately: less than the threshold is good in the source; in Slowburn as long as it is good too",
+            "152: old: apiVersion: not carried over: `openslo/v1alpha` is another language under the same name: expected openslo/v1",
+            "objectives carried over: 2 of 8; differences: 5; parts left out: 4; each in a line above",
+        ]
+    );
 }
 
 /// Dashboards that read the rules that Sloth wrote find these under the same names.
@@ -218,7 +298,10 @@ severity = "critical"
     assert_eq!(code, 0, "{said}");
     let back = Config::parse("back.toml", &fragment).unwrap().promises;
     assert_eq!(objectives(&back), ["-: shop /orders: availability 99 % in 30d"]);
-    assert_eq!(back.endpoints[0].promises[0].windows.iter().map(|w| (w.long_name(), w.short_name())).collect::<Vec<_>>(), [("1h".to_owned(), "10s".to_owned())]);
+    assert_eq!(
+        back.endpoints[0].promises[0].windows.iter().map(|w| (w.long_name(), w.short_name())).collect::<Vec<_>>(),
+        [("1h".to_owned(), "10s".to_owned())]
+    );
 }
 
 fn text(most: usize) -> impl Strategy<Value = String> {
@@ -233,17 +316,18 @@ fn text(most: usize) -> impl Strategy<Value = String> {
 }
 
 fn window() -> impl Strategy<Value = BurnWindow> {
-    (1_u32..=31 * 1440, 1_u32..=1_000_000, 1_u64..=1_000_000_000, any::<bool>(), 1_u32..=1_000_000).prop_map(|(minutes, short, factor_milli, critical, alpha)| {
-        let (long_slots, severity) = (minutes * 6, if critical { Severity::Critical } else { Severity::Warning });
-        BurnWindow { long_slots, short_slots: 1 + short % long_slots, factor_milli, severity, alpha: f64::from(alpha) / 1e6 }
-    })
+    (1_u32..=31 * 1440, 1_u32..=1_000_000, 1_u64..=1_000_000_000, any::<bool>(), 1_u32..=1_000_000).prop_map(
+        |(minutes, short, factor_milli, critical, alpha)| {
+            let (long_slots, severity) = (minutes * 6, if critical { Severity::Critical } else { Severity::Warning });
+            BurnWindow { long_slots, short_slots: 1 + short % long_slots, factor_milli, severity, alpha: f64::from(alpha) / 1e6 }
+        },
+    )
 }
 
 /// What a configuration may hold, as far as OpenSLO can say it.
 fn promises() -> impl Strategy<Value = Promises> {
     let part = || prop::option::of(prop_oneof![text(20), Just(String::new())]);
-    let selector = (text(30), text(60), part(), part(), part())
-        .prop_map(|(service, route, env, kind, method)| Selector { service, route, env, kind, method });
+    let selector = (text(30), text(60), part(), part(), part()).prop_map(|(service, route, env, kind, method)| Selector { service, route, env, kind, method });
     let goal = prop_oneof![Just(Goal::Availability), (1_u64..=VALUE_US_MAX).prop_map(|threshold_us| Goal::Latency { threshold_us })];
     let percent = prop_oneof![Just(999_000_000_u64), (1_u64..PPB / 10_000_000 * 100_000).prop_map(|n| n * 100), 1_u64..PPB];
     let promise = (goal, percent, 1_u32..=31 * 1440, prop::option::of("[A-Za-z0-9_.-]{1,63}"));
