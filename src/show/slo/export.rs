@@ -186,7 +186,9 @@ impl Export {
         line(out, 6, &format!("target: {}", decimal(promise.target_ppb)));
         if !policies.is_empty() {
             line(out, 2, "alertPolicies:");
-            policies.iter().for_each(|policy| line(out, 4, &format!("- alertPolicyRef: {policy}")));
+            for policy in policies {
+                line(out, 4, &format!("- alertPolicyRef: {policy}"));
+            }
         }
     }
 }
@@ -224,7 +226,9 @@ fn document(out: &mut String, kind: &str, name: &str, title: Option<&str>, own: 
     }
     if !own.is_empty() {
         line(out, 2, "annotations:");
-        own.iter().for_each(|(key, value)| line(out, 4, &format!("{OWN}{key}: {}", quoted(value))));
+        for (key, value) in own {
+            line(out, 4, &format!("{OWN}{key}: {}", quoted(value)));
+        }
     }
 }
 

@@ -80,8 +80,8 @@ pub(super) enum Share {
     Good(Query, Query),
     Bad(Query, Query),
     /// A query that is the share of the good itself.
-    GoodShare(Query),
-    BadShare(Query),
+    Success(Query),
+    Failure(Query),
 }
 
 /// An objective's endpoint and goal.
@@ -157,11 +157,11 @@ fn flat(share: Share, depth: usize) -> Result<Flat, String> {
         Share::Bad(Query::Minus(all, good), total) => minus(*all, *good, total, true),
         Share::Good(Query::Counter(part), Query::Counter(total)) => Ok(Flat::Of(true, part, total)),
         Share::Bad(Query::Counter(part), Query::Counter(total)) => Ok(Flat::Of(false, part, total)),
-        Share::GoodShare(Query::Over(part, total)) => flat(Share::Good(*part, *total), depth),
-        Share::BadShare(Query::Over(part, total)) => flat(Share::Bad(*part, *total), depth),
-        Share::GoodShare(Query::Fraction(from, to, counter)) if from <= 0.0 => Ok(Flat::Within(to, counter)),
-        Share::GoodShare(Query::Minus(one, share)) if is_one(&one) && depth < 2 => flat(Share::BadShare(*share), depth + 1),
-        Share::BadShare(Query::Minus(one, share)) if is_one(&one) && depth < 2 => flat(Share::GoodShare(*share), depth + 1),
+        Share::Success(Query::Over(part, total)) => flat(Share::Good(*part, *total), depth),
+        Share::Failure(Query::Over(part, total)) => flat(Share::Bad(*part, *total), depth),
+        Share::Success(Query::Fraction(from, to, counter)) if from <= 0.0 => Ok(Flat::Within(to, counter)),
+        Share::Success(Query::Minus(one, share)) if is_one(&one) && depth < 2 => flat(Share::Failure(*share), depth + 1),
+        Share::Failure(Query::Minus(one, share)) if is_one(&one) && depth < 2 => flat(Share::Success(*share), depth + 1),
         _ => unknown(),
     }
 }

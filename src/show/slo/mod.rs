@@ -284,7 +284,7 @@ impl<'a> Slo<'a> {
     }
 
     /// Carries an objective over.
-    fn carry(&mut self, meaning: Meaning, field: &str, line: usize, target_ppb: u64, period_slots: u32, name: Option<String>) {
+    fn carry(&mut self, meaning: &Meaning, field: &str, line: usize, target_ppb: u64, period_slots: u32, name: Option<String>) {
         let name = name.filter(|name| {
             let is_fit = crate::config::is_objective_name(name);
             if !is_fit {

@@ -81,7 +81,7 @@ fn one(slo: &mut Slo<'_>, node: &Node, all: &[Document<'_>]) -> Result<(), Refus
         let given = if meaning.is_own { own_annotation(node, "name") } else { node.at(&["metadata", "name"]).and_then(Node::text) };
         let name = given.filter(|_| objectives.len() == 1).map(str::to_owned);
         let (place, line) = if objectives.len() == 1 { (found_in, line) } else { (field.clone(), objective.line) };
-        slo.carry(meaning, &place, line, target_ppb, period_slots, name);
+        slo.carry(&meaning, &place, line, target_ppb, period_slots, name);
         slo.leave_out_unknown(Some(objective), &field, &["displayName", "op", "value", "target", "targetPercent"]);
     }
     if slo.importer.carried > carried_before {
@@ -200,8 +200,8 @@ fn of_ratio(ratio: &Node, all: &[Document<'_>], service: Option<&str>, slo: &Slo
         (None, None, None, Some(raw)) => {
             let share = metric(raw, &format!("{path}.raw"), all)?;
             match ratio.get("rawType").and_then(Node::text) {
-                Some("success") => Share::GoodShare(share),
-                Some("failure") => Share::BadShare(share),
+                Some("success") => Share::Success(share),
+                Some("failure") => Share::Failure(share),
                 _ => return Err(Refused::new(ratio.line, format!("{path}.rawType"), "expected success or failure")),
             }
         }

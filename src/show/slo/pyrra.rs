@@ -41,7 +41,7 @@ fn one(slo: &mut Slo<'_>, node: &Node) -> Result<(), Refused> {
         "Pyrra scales its pairs of windows to this one; Slowburn judges by its own [[burn_window]] table",
     );
     let name = slo.name.clone();
-    slo.carry(meaning, &field, line, target_ppb, period_slots, Some(name));
+    slo.carry(&meaning, &field, line, target_ppb, period_slots, Some(name));
     Ok(())
 }
 
@@ -87,7 +87,7 @@ fn share(indicator: &Node) -> Result<(Share, String, usize), Refused> {
         let us = us.ok_or_else(|| Refused::new(within.line, format!("{field}.latency"), "expected a duration such as 200ms"))?;
         #[expect(clippy::cast_precision_loss, reason = "at most 100 years of microseconds")]
         let seconds = us as f64 / 1e6;
-        return Ok((Share::GoodShare(Query::Fraction(0.0, seconds, total)), field.to_owned(), native.line));
+        return Ok((Share::Success(Query::Fraction(0.0, seconds, total)), field.to_owned(), native.line));
     }
     Err(Refused::new(indicator.line, "spec.indicator", "expected ratio, latency or latencyNative"))
 }

@@ -44,7 +44,7 @@ fn one(slo: &mut Slo<'_>, node: &Node, service: Option<&str>) -> Result<(), Refu
     slo.leave_out_unknown(Some(node), "", &["name", "objective", "description", "labels", "sli", "alerting"]);
     alerting(slo, node.get("alerting"));
     let name = slo.name.clone();
-    slo.carry(meaning, &field, line, target_ppb, PERIOD_SLOTS, Some(name));
+    slo.carry(&meaning, &field, line, target_ppb, PERIOD_SLOTS, Some(name));
     Ok(())
 }
 
@@ -70,7 +70,7 @@ fn share(node: &Node) -> Result<(Share, String, usize), Refused> {
     if let Some(raw) = sli.get("raw") {
         let (query, line) = text(either(raw, "error_ratio_query", "errorRatioQuery"), raw.line, "sli.raw.error_ratio_query")?;
         let share = query::read(query).map_err(|e| Refused::new(line, "sli.raw.error_ratio_query", e))?;
-        return Ok((Share::BadShare(share), "sli.raw".to_owned(), line));
+        return Ok((Share::Failure(share), "sli.raw".to_owned(), line));
     }
     if let Some(plugin) = sli.get("plugin") {
         let id = plugin.get("id").and_then(Node::text).unwrap_or("");
