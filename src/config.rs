@@ -687,7 +687,7 @@ severity = "critical"
             ("judge_after = \"soon\"\n", "c.toml:1:15", vec!["judge_after", "800ms"]),
             ("listen = \"here\"\n", "c.toml:1:10", vec!["listen", "127.0.0.1:9898"]),
             (&SHOP.replace("99%\", period", "199%\", period"), "c.toml:7:33", vec!["target", "between 0% and 100%"]),
-            (&SHOP.replace("\"99.9%\",", "\"99.9%\", name = \"a b\","), "c.toml:8:52", vec!["name", "letters"]),
+            (&SHOP.replace("\"99.9%\",", "\"99.9%\", name = \"a b\","), "c.toml:8:51", vec!["name", "letters"]),
             (&SHOP.replace("[\"oncall\"]", "[\"nobody\"]"), "c.toml:10:11", vec!["notify", "no receiver is named `nobody`", "oncall"]),
             (&SHOP.replace("short = \"5m\"", "short = \"5ms\""), "c.toml:32:9", vec!["short", "multiple of 10s"]),
             ("[[token]]\nscope = \"ingest\"\nsecret = \"env:SLOWBURN_NOT_SET\"\n", "c.toml:3:10", vec!["secret", "SLOWBURN_NOT_SET"]),
