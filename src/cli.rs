@@ -1,6 +1,6 @@
 //! The commands. Exit code 0: well; 1: it failed; 2: the command line or the configuration is wrong.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -20,7 +20,7 @@ use crate::run::recovery;
 use crate::run::replay::{self, BadLine, Replay};
 use crate::run::replay_text::{self, Compared};
 use crate::run::replayed::Replayed;
-use crate::show::rules;
+use crate::show::{rules, slo};
 use crate::time::Timestamp;
 
 #[derive(Parser)]
@@ -113,12 +113,38 @@ enum Command {
         #[arg(long, value_name = "POSITION")]
         accept_loss: Option<u64>,
     },
+    /// Objectives from elsewhere, and for elsewhere
+    #[command(subcommand)]
+    Slo(SloCommand),
     /// Sends a test message to receivers
     NotifyTest {
         #[command(flatten)]
         place: Where,
         /// Which; without it all
         receiver: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum SloCommand {
+    /// Makes a part of a configuration of definitions of OpenSLO, Sloth or Pyrra, on standard output. What is carried over only nearly, or not at all, is told on
+    /// standard error, a line each. Exit code 0: every objective was carried over; 1: some were not; 2: a file is no definitions, and nothing is written
+    Import {
+        /// Whose definitions they are; without it each document says so
+        #[arg(long, value_enum)]
+        from: Option<slo::Format>,
+        /// Which label of a query names the service, env, kind, method, route, status or outcome, before those usual: route=handler
+        #[arg(long, value_name = "PART=LABEL")]
+        label: Vec<String>,
+        /// YAML, several documents in each; - for standard input
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Writes the objectives of a configuration as OpenSLO, on standard output; what that cannot say stands in comments at its head
+    Export {
+        /// The configuration (TOML)
+        #[arg(long)]
+        config: PathBuf,
     },
 }
 
@@ -202,6 +228,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Repair { place, yes, accept_loss: None } => repair(&place.load()?, yes),
         Command::NotifyTest { place, receiver } => notify_test(&place.load()?, receiver.as_deref()),
         Command::Rules { config, out, runbooks } => write_rules(config.as_deref(), out.as_deref(), &runbooks),
+        Command::Slo(SloCommand::Import { from, label, files }) => import_slos(from, &label, &files),
+        Command::Slo(SloCommand::Export { config }) => {
+            let text = slo::export(&Config::load(&config)?.promises);
+            io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::PrintConfig => {
             io::stdout().write_all(DEFAULT_TOML.as_bytes())?;
             Ok(ExitCode::SUCCESS)
@@ -340,6 +372,29 @@ fn write_rules(config: Option<&Path>, out: Option<&Path>, runbooks: &str) -> any
         println!("wrote {}", path.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn import_slos(from: Option<slo::Format>, labels: &[String], files: &[PathBuf]) -> anyhow::Result<ExitCode> {
+    let labels = slo::Labels::with(labels).map_err(|e| Usage(format!("--label: {e}")))?;
+    let texts = files.iter().map(|file| read_definitions(file)).collect::<Result<Vec<_>, _>>().map_err(Usage)?;
+    let imported = slo::import(&texts, from, labels).map_err(|e| Usage(e.to_string()))?;
+    imported.notes.iter().for_each(|note| eprintln!("{note}"));
+    eprintln!("{}", imported.closing());
+    io::stdout().write_all(imported.fragment.as_bytes()).context("cannot write to standard output")?;
+    Ok(if imported.not_carried == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// A file of definitions with its name: no more of it than can be read.
+fn read_definitions(path: &Path) -> Result<(String, String), String> {
+    let name = if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
+    let (mut text, most) = (String::new(), slo::BYTES_MAX as u64 + 1);
+    let read = if path == Path::new("-") {
+        io::stdin().lock().take(most).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(most).read_to_string(&mut text))
+    };
+    read.map_err(|e| format!("{name}: cannot be read: {e}"))?;
+    Ok((name, text))
 }
 
 fn replay(arguments: &ReplayArguments) -> anyhow::Result<ExitCode> {

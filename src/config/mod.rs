@@ -245,6 +245,7 @@ struct RawObjective {
     availability: Option<bool>,
     target: Percent,
     period: Option<Slots>,
+    name: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -570,14 +571,17 @@ fn owed(source: &Source<'_>, raw: &RawEndpoint, windows: &[BurnWindow], receiver
         if promises.iter().any(|p| p.goal == goal) {
             return Err(source.error(spanned, format!("objective: {} is there twice", goal.name())));
         }
-        let period_slots = o.period.map_or(30 * 8640, |p| p.0);
-        promises.push(Promise { goal, target_ppb: o.target.0, period_slots, windows: windows.to_vec(), since: Slot(0) });
+        if let Some(name) = o.name.as_ref().filter(|n| !is_objective_name(n.get_ref())) {
+            return Err(source.error(name, format!("name: `{}` is not 1 to 63 letters, digits, `-`, `_` and `.`", name.get_ref())));
+        }
+        let (name, period_slots) = (o.name.as_ref().map(|n| n.get_ref().clone()), o.period.map_or(30 * 8640, |p| p.0));
+        promises.push(Promise { goal, name, target_ppb: o.target.0, period_slots, windows: windows.to_vec(), since: Slot(0) });
     }
     for t in &raw.thresholds {
         let window =
             BurnWindow { long_slots: t.window.0, short_slots: t.window.0, factor_milli: 1000, severity: t.severity.unwrap_or(Severity::Warning), alpha: 0.001 };
         let goal = Goal::Quantile { threshold_us: t.over.0, quantile_ppb: t.quantile.0 };
-        promises.push(Promise { goal, target_ppb: t.quantile.0, period_slots: t.window.0, windows: vec![window], since: Slot(0) });
+        promises.push(Promise { goal, name: None, target_ppb: t.quantile.0, period_slots: t.window.0, windows: vec![window], since: Slot(0) });
     }
     debug_assert!(promises.iter().all(|p| p.target_ppb < PPB));
     let notify = match &raw.notify {
@@ -592,6 +596,12 @@ fn owed(source: &Source<'_>, raw: &RawEndpoint, windows: &[BurnWindow], receiver
         method: raw.method.clone(),
     };
     Ok(Owed { selector, critical: raw.critical, digits, promises, notify })
+}
+
+/// Whether an objective may have this name: what labels and identities of Sloth can hold.
+#[must_use]
+pub fn is_objective_name(name: &str) -> bool {
+    (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 fn tokens(source: &Source<'_>, raw: &Raw) -> Result<Vec<Token>, Error> {
@@ -684,6 +694,7 @@ severity = "critical"
             ("judge_after = \"soon\"\n", "c.toml:1:15", vec!["judge_after", "800ms"]),
             ("listen = \"here\"\n", "c.toml:1:10", vec!["listen", "127.0.0.1:9898"]),
             (&SHOP.replace("99%\", period", "199%\", period"), "c.toml:7:33", vec!["target", "between 0% and 100%"]),
+            (&SHOP.replace("\"99.9%\",", "\"99.9%\", name = \"a b\","), "c.toml:8:51", vec!["name", "letters"]),
             (&SHOP.replace("[\"oncall\"]", "[\"nobody\"]"), "c.toml:10:11", vec!["notify", "no receiver is named `nobody`", "oncall"]),
             (&SHOP.replace("short = \"5m\"", "short = \"5ms\""), "c.toml:32:9", vec!["short", "multiple of 10s"]),
             ("[[token]]\nscope = \"ingest\"\nsecret = \"env:SLOWBURN_NOT_SET\"\n", "c.toml:3:10", vec!["secret", "SLOWBURN_NOT_SET"]),

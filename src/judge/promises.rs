@@ -96,6 +96,9 @@ pub struct Owed {
 pub struct Promise {
     /// What makes a request good.
     pub goal: Goal,
+    /// Under which rules for Prometheus know it, where somebody named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The share of good requests promised.
     pub target_ppb: u64,
     /// The time over which the budget counts, in slots.

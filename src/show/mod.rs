@@ -15,6 +15,7 @@ pub mod queries;
 mod question;
 pub mod remote_write;
 pub mod rules;
+pub mod slo;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 
 use crate::judge::Promises;
 use objective::Objective;
+pub(super) use objective::{decimal, slug};
 
 /// Rules that need no configuration, by the name of their file.
 pub const STATIC: [(&str, &str); 2] = [

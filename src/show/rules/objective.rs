@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::file::{Group, Makes, Rule, escaped};
+use crate::config::is_objective_name;
 use crate::endpoint::Selector;
 use crate::judge::{Owed, Promise};
 use crate::objective::{BurnWindow, Goal, PPB, Severity, percent_text, slots_name};
@@ -32,8 +33,9 @@ impl<'a> Objective<'a> {
         let s = &owed.selector;
         let of = |part: &'a Option<String>| part.as_deref().unwrap_or("");
         let goal = promise.goal.name();
-        let slo = slug(&[of(&s.method), &s.route, of(&s.env), of(&s.kind), &goal]);
-        let id = slug(&[&s.service, &slo]);
+        let slo = promise.name.clone().unwrap_or_else(|| slug(&[of(&s.method), &s.route, of(&s.env), of(&s.kind), &goal]));
+        // As Sloth has it, so that what reads the rules of Sloth reads these.
+        let id = if promise.name.is_some() && is_objective_name(&s.service) { format!("{}-{slo}", s.service) } else { slug(&[&s.service, &slo]) };
         let end = (1..=u32::MAX).map(|n| if n == 1 { String::new() } else { format!("-{n}") }).find(|end| ids.insert(format!("{id}{end}")));
         let end = end.expect("there are fewer objectives than numbers");
         Self { owed, promise, earlier, slo: format!("{slo}{end}"), id: format!("{id}{end}") }
@@ -243,13 +245,13 @@ fn window_name(slots: u32) -> String {
 }
 
 /// Parts per billion as a number without an exponent.
-fn decimal(ppb: u64) -> String {
+pub(in crate::show) fn decimal(ppb: u64) -> String {
     let text = format!("{}.{:09}", ppb / PPB, ppb % PPB);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// What identities of Sloth may have: letters, digits and dashes.
-fn slug(parts: &[&str]) -> String {
+pub(in crate::show) fn slug(parts: &[&str]) -> String {
     let mut out = String::new();
     for part in parts {
         for c in part.chars() {
