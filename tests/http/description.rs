@@ -114,6 +114,30 @@ fn the_validator_sees_what_is_wrong() {
     assert_eq!([wrong(json!({})), wrong(json!({"a": "1"})), wrong(json!({"a": -1})), wrong(json!({"a": 1, "b": 1})), wrong(json!([]))], [1; 5]);
 }
 
+/// What a data source of Prometheus asks.
+fn ask_as_grafana(d: &Described) {
+    for (template, query) in [
+        ("/api/v1/query", "?query=slowburn_requests_total"),
+        ("/api/v1/query", "?query=irate(a[5m])"),
+        ("/api/v1/query", "?query=slowburn_build_info%2Bon()slowburn_requests_total&time=1"),
+        ("/api/v1/query_range", "?query=time()&start=1&end=2&step=1"),
+        ("/api/v1/query_range", "?query=time()"),
+        ("/api/v1/query_exemplars", ""),
+        ("/api/v1/labels", ""),
+        ("/api/v1/labels", "?match[]=%7B"),
+        ("/api/v1/series", "?match[]=slowburn_requests_total"),
+        ("/api/v1/series", ""),
+        ("/api/v1/metadata", ""),
+        ("/api/v1/status/buildinfo", ""),
+    ] {
+        d.get(template, query);
+    }
+    d.ask("GET", "/api/v1/label/{name}/values", "/api/v1/label/route/values", "", "");
+    for template in ["/api/v1/query", "/api/v1/labels", "/api/v1/series", "/api/v1/query_exemplars", "/api/v1/query_range"] {
+        d.ask("POST", template, template, "application/x-www-form-urlencoded", "query=1&match[]=slowburn_requests_total");
+    }
+}
+
 #[test]
 fn real_answers_are_as_described_from_the_first_timing_to_an_acknowledged_incident() {
     let server = Server::start(CONFIG, &[]);
@@ -173,26 +197,7 @@ fn real_answers_are_as_described_from_the_first_timing_to_an_acknowledged_incide
     d.server.send(&[("Slowburn-Sender", "shop-1; epoch=1; seq=1")], "[]").taken(0, 0);
     d.get("/api/v1/senders", "");
     d.get("/api/v1/openapi.json", "");
-    for (template, query) in [
-        ("/api/v1/query", "?query=slowburn_requests_total"),
-        ("/api/v1/query", "?query=irate(a[5m])"),
-        ("/api/v1/query", "?query=slowburn_build_info%2Bon()slowburn_requests_total&time=1"),
-        ("/api/v1/query_range", "?query=time()&start=1&end=2&step=1"),
-        ("/api/v1/query_range", "?query=time()"),
-        ("/api/v1/query_exemplars", ""),
-        ("/api/v1/labels", ""),
-        ("/api/v1/labels", "?match[]=%7B"),
-        ("/api/v1/series", "?match[]=slowburn_requests_total"),
-        ("/api/v1/series", ""),
-        ("/api/v1/metadata", ""),
-        ("/api/v1/status/buildinfo", ""),
-    ] {
-        d.get(template, query);
-    }
-    d.ask("GET", "/api/v1/label/{name}/values", "/api/v1/label/route/values", "", "");
-    for template in ["/api/v1/query", "/api/v1/labels", "/api/v1/series", "/api/v1/query_exemplars", "/api/v1/query_range"] {
-        d.ask("POST", template, template, "application/x-www-form-urlencoded", "query=1&match[]=slowburn_requests_total");
-    }
+    ask_as_grafana(&d);
     for path in ["/metrics", "/metrics/endpoints", "/livez", "/readyz"] {
         d.get(path, "");
     }

@@ -129,7 +129,7 @@ pub(super) fn of_range(joined: &Joined) -> String {
 
 /// A list of texts.
 pub(super) fn of_texts(texts: &BTreeSet<String>) -> String {
-    serde_json::Value::from_iter(texts.iter().cloned()).to_string()
+    texts.iter().cloned().collect::<serde_json::Value>().to_string()
 }
 
 /// A list of series.

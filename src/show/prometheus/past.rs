@@ -338,7 +338,8 @@ impl Answering<'_> {
             }
             if before == Some(window) {
                 for one in &mut *series {
-                    one.points[n] = one.points[n - 1].clone();
+                    let last = one.points[n - 1].clone();
+                    one.points[n] = last;
                 }
                 continue;
             }

@@ -164,7 +164,9 @@ mod tests {
         }
         for factor in [1.0, 1.0 / 300.0, 1.0 / 7.0] {
             let mut sum = Buckets::default();
-            parts.iter().for_each(|p| sum.add(&Buckets::of(p, 1_000_000).scaled(factor)));
+            for part in &parts {
+                sum.add(&Buckets::of(part, 1_000_000).scaled(factor));
+            }
             assert!(close(sum.sum_seconds, 3.0 * factor) && close(sum.count(), float(merged.count()) * factor));
             for (text, q) in [("0.001", 0.001), ("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99), ("0.999", 0.999), ("1", 1.0)] {
                 let ours = float(merged.quantile_us(Quantile::parse(text).unwrap()).unwrap()) / 1e6;

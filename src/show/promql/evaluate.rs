@@ -91,7 +91,9 @@ impl<P: Past> Run<'_, P> {
                 Value::Scalar(numbers) => Ok(Value::Scalar(numbers.into_iter().map(|n| -n).collect())),
                 other => {
                     let mut series = vector(other)?;
-                    series.iter_mut().for_each(|s| drop(s.labels.remove(NAME)));
+                    for one in &mut series {
+                        one.labels.remove(NAME);
+                    }
                     let negative = |sample: &Sample| match sample {
                         Sample::Number(n) => Sample::Number(-n),
                         Sample::Histogram(h) => Sample::Histogram(Arc::new(h.scaled(-1.0))),

@@ -102,16 +102,7 @@ pub(super) fn call<P: Past>(run: &mut Run<'_, P>, function: Function, arguments:
         Function::Each(of) => each(arguments.series()?, |_, n| of(n)),
         Function::Clamp => {
             let (series, least, most) = (arguments.series()?, arguments.numbers()?, arguments.numbers()?);
-            let mut clamped = each(series, |at, n| n.max(least[at]).min(most[at]));
-            // Between bounds the wrong way round there is nothing.
-            clamped.iter_mut().for_each(|s| {
-                s.points.iter_mut().enumerate().for_each(|(at, p)| {
-                    if least[at] > most[at] {
-                        *p = None
-                    }
-                })
-            });
-            clamped
+            clamped(series, &least, &most)
         }
         Function::ClampMin => {
             let (series, least) = (arguments.series()?, arguments.numbers()?);
@@ -181,6 +172,15 @@ fn each(mut series: Vec<Series>, of: impl Fn(usize, f64) -> f64) -> Vec<Series> 
     series
 }
 
+/// Between bounds the wrong way round there is nothing.
+fn clamped(series: Vec<Series>, least: &[f64], most: &[f64]) -> Vec<Series> {
+    let mut clamped = each(series, |at, n| n.max(least[at]).min(most[at]));
+    for (at, point) in clamped.iter_mut().flat_map(|s| s.points.iter_mut().enumerate()) {
+        point.take_if(|_| least[at] > most[at]);
+    }
+    clamped
+}
+
 /// A function of each histogram; numbers are left out.
 fn of_histograms(mut series: Vec<Series>, of: impl Fn(usize, &Buckets) -> f64) -> Vec<Series> {
     for Series { labels, points } in &mut series {
@@ -241,9 +241,12 @@ fn label_replace(series: Vec<Series>, target: &str, with: &str, source: &str, pa
     })
 }
 
+/// A classic bucket: its upper bound and its points.
+type Classic = (f64, Vec<Option<Sample>>);
+
 /// Of histograms, and of classic buckets by their label `le`.
 fn quantiles(q: &[f64], series: Vec<Series>) -> Vec<Series> {
-    let mut classic: BTreeMap<Labels, Vec<(f64, Vec<Option<Sample>>)>> = BTreeMap::new();
+    let mut classic: BTreeMap<Labels, Vec<Classic>> = BTreeMap::new();
     for Series { labels, points } in &series {
         if let Some(bound) = labels.get("le").and_then(|le| le.parse::<f64>().ok()) {
             let mut labels = labels.clone();

@@ -92,9 +92,9 @@ impl Operator {
             (Sample::Histogram(x), Sample::Histogram(y)) if matches!(self, Self::Add | Self::Subtract) => {
                 let mut sum = x.as_ref().clone();
                 if self == Self::Add {
-                    sum.add(y)
+                    sum.add(y);
                 } else {
-                    sum.add(&y.scaled(-1.0))
+                    sum.add(&y.scaled(-1.0));
                 }
                 Some(Sample::Histogram(Arc::new(sum)))
             }

@@ -232,11 +232,8 @@ mod tests {
 
     #[test]
     fn there_is_an_end_to_everything() {
-        let mut laughs = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-        for n in 1..12 {
-            let inner = vec![format!("*a{}", n - 1); 10].join(", ");
-            laughs += &format!("a{n}: &a{n} [{inner}]\n");
-        }
+        let laugh = |n: usize| format!("a{n}: &a{n} [{}]\n", vec![format!("*a{}", n - 1); 10].join(", "));
+        let laughs = (1..12).map(laugh).fold("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned(), |all, one| all + &one);
         assert!(error(&laughs).1.contains("more than 1048576 values"), "{:?}", error(&laughs));
         assert!(error(&("[".repeat(100) + &"]".repeat(100))).1.contains("within each other"));
         assert!(error(&"- ".repeat(100_000)).1.contains("within each other"));
