@@ -382,6 +382,14 @@ fn prometheus_reads_quantiles_off_native_histograms_as_slowburn_does() {
         eprintln!("quantile {q}: Slowburn {own} s, Prometheus {theirs} s, {:+.2} %", 100.0 * (theirs / own - 1.0));
         assert!((theirs / own - 1.0).abs() <= slowburn::histogram::native::BUCKET_ERROR_RATIO + 1e-9, "{q}: {theirs} for {own}");
     }
+    // An endpoint that is not critical is no native histogram, and does not make a sum of them coarser.
+    let help = r#"{"service":"shop","method":"GET","route":"/help","status":200,"duration_ms":5}"#;
+    assert_eq!(server.post("", &format!("{help}\n").repeat(200)).1["accepted"], 200);
+    until("another endpoint is scraped", 60, || prometheus.query(r#"slowburn_request_duration_seconds_count{route="/help"}"#) == Some(200.0));
+    assert_eq!(prometheus.series("slowburn_request_duration_seconds"), Ok(1));
+    let [alone, together] = [native, r#"sum by (service) (slowburn_request_duration_seconds{service="shop"})"#]
+        .map(|h| prometheus.query(&format!("histogram_quantile(0.99, {h})")));
+    assert!(alone.is_some() && alone == together, "{alone:?} {together:?}");
     let close = |query: &str, value: f64| {
         let theirs = prometheus.query(query).unwrap();
         assert!((theirs - value).abs() < 1e-6 * value, "{query}: {theirs} for {value}");

@@ -210,6 +210,39 @@ impl OfEndpoints {
     }
 }
 
+/// Of which endpoints a family is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    Every,
+    WithNative,
+    WithoutNative,
+}
+
+impl Whose {
+    fn is(self, endpoint: &Exported) -> bool {
+        let has_native = || endpoint.detail.as_ref().is_some_and(|d| d.native.is_some());
+        match self {
+            Self::Every => true,
+            Self::WithNative => has_native(),
+            Self::WithoutNative => !has_native(),
+        }
+    }
+}
+
+/// The families of a page. In protobuf the durations are two of one name: Prometheus 2 takes every sample of a family for a native histogram when the first one is, and adding an
+/// empty one of schema 0 to others leaves powers of two.
+fn families_of(format: Format) -> &'static [(OfEndpoints, Whose)] {
+    const PLAIN: [(OfEndpoints, Whose); 3] =
+        [(OfEndpoints::Requests, Whose::Every), (OfEndpoints::Durations, Whose::Every), (OfEndpoints::Latency, Whose::Every)];
+    const APART: [(OfEndpoints, Whose); 4] = [
+        (OfEndpoints::Requests, Whose::Every),
+        (OfEndpoints::Durations, Whose::WithNative),
+        (OfEndpoints::Durations, Whose::WithoutNative),
+        (OfEndpoints::Latency, Whose::Every),
+    ];
+    if format == Format::Protobuf { &APART } else { &PLAIN }
+}
+
 /// Where in a family a page is.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
@@ -318,11 +351,12 @@ impl Page {
         let mut out = Vec::with_capacity(PIECE_BYTES + 4_096);
         let mut measured = 0;
         while out.len() < PIECE_BYTES && measured < PIECE_ENDPOINTS {
-            let Some(family) = OfEndpoints::ALL.get(self.family).copied() else { break };
+            let Some((family, whose)) = families_of(self.format).get(self.family).copied() else { break };
+            let has = |endpoint: &Exported| whose.is(endpoint) && family.has(endpoint);
             match (self.phase, self.endpoints.get(self.next)) {
                 (Phase::Measuring(bytes), Some(endpoint)) => {
                     let start = out.len();
-                    if family.has(endpoint) {
+                    if has(endpoint) {
                         protobuf::put_samples(&mut out, &mut self.room_for_labels, family, endpoint);
                     }
                     self.phase = Phase::Measuring(bytes + (out.len() - start) as u64);
@@ -334,7 +368,7 @@ impl Page {
                     protobuf::put_head(&mut out, family.head(), bytes);
                     (self.next, self.phase) = (0, Phase::Writing);
                 }
-                (_, Some(endpoint)) if !family.has(endpoint) => self.next += 1,
+                (_, Some(endpoint)) if !has(endpoint) => self.next += 1,
                 (Phase::Heading, Some(_)) => {
                     text::put_head(&mut out, self.format, family.head());
                     self.phase = Phase::Writing;
@@ -348,7 +382,7 @@ impl Page {
                 }
             }
         }
-        if self.family == OfEndpoints::ALL.len() && !std::mem::replace(&mut self.is_over, true) && self.format == Format::OpenMetrics {
+        if self.family == families_of(self.format).len() && !std::mem::replace(&mut self.is_over, true) && self.format == Format::OpenMetrics {
             out.extend_from_slice(text::END);
         }
         match (out.is_empty(), self.is_over) {
