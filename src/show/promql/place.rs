@@ -101,7 +101,7 @@ mod tests {
         let text = "sum(rate(a{b=\"irate(\\\"\"}[5m])) # irate\n + irate(a[5m])";
         assert_eq!(of(text, "irate").map(|at| line_and_column(text, at)), Some((2, 4)));
         assert_eq!(of("'@' + \"@\"", "@"), None);
-        assert_eq!(of_subquery("rate(a{b='[:]'}[5m]) + max_over_time(b[1h:5m])"), Some(39));
+        assert_eq!(of_subquery("rate(a{b='[:]'}[5m]) + max_over_time(b[1h:5m])"), Some(38));
         assert_eq!(of_subquery("rate(job:a:sum[5m])"), None);
         assert_eq!(of_odd_bracket("sum(a))"), Some((6, ")")));
         assert_eq!(of_odd_bracket("sum((a)"), Some((3, "(")));

@@ -98,6 +98,8 @@ struct Open {
     node: Node,
     anchor: usize,
     key: Option<String>,
+    /// What `<<` brings: entries of the map's own come before them, wherever they stand.
+    merged: Vec<(String, Node)>,
 }
 
 #[derive(Default)]
@@ -120,7 +122,10 @@ impl Reading {
             Event::SequenceStart(_, anchor, _) => self.begin(Node { line, value: Value::List(Vec::new()) }, anchor),
             Event::MappingStart(_, anchor, _) => self.begin(Node { line, value: Value::Map(Vec::new()) }, anchor),
             Event::SequenceEnd | Event::MappingEnd => {
-                let Some(done) = self.open.pop() else { return Ok(()) };
+                let Some(mut done) = self.open.pop() else { return Ok(()) };
+                if let Value::Map(entries) = &mut done.node.value {
+                    add_missing(entries, done.merged);
+                }
                 self.put(done.node, done.anchor, 1)
             }
             Event::Alias(anchor) => {
@@ -142,7 +147,7 @@ impl Reading {
         if self.open.len() >= DEPTH_MAX {
             return Err(Error { line: node.line, message: format!("more than {DEPTH_MAX} lists and maps within each other") });
         }
-        self.open.push(Open { node, anchor, key: None });
+        self.open.push(Open { node, anchor, key: None, merged: Vec::new() });
         Ok(())
     }
 
@@ -158,7 +163,7 @@ impl Reading {
             self.values += held;
             self.anchored.insert(anchor, (node.clone(), held));
         }
-        let Some(Open { node: outer, key, .. }) = self.open.last_mut() else {
+        let Some(Open { node: outer, key, merged, .. }) = self.open.last_mut() else {
             if !matches!(node.value, Value::Nothing) {
                 self.documents.push(node);
             }
@@ -170,7 +175,7 @@ impl Reading {
             (Value::Map(entries), Some(_)) if entries.len() >= ENTRIES_MAX => {
                 return Err(Error { line, message: format!("more than {ENTRIES_MAX} entries in a map") });
             }
-            (Value::Map(entries), Some(key)) if key == "<<" => merge(entries, &node)?,
+            (Value::Map(_), Some(key)) if key == "<<" => merge(merged, &node)?,
             (Value::Map(entries), Some(name)) => match entries.iter_mut().find(|(k, _)| *k == name) {
                 None => entries.push((name, node)),
                 Some((_, there)) => return Err(Error { line, message: format!("`{name}` is there twice, first on line {}", there.line) }),
@@ -185,18 +190,25 @@ impl Reading {
     }
 }
 
-/// `<<`: the entries of another map, or of several, that are not there yet.
-fn merge(entries: &mut Vec<(String, Node)>, from: &Node) -> Result<(), Error> {
+/// `<<`: the entries of another map, or of several, of which the first that has a key counts.
+fn merge(merged: &mut Vec<(String, Node)>, from: &Node) -> Result<(), Error> {
     let sources = if let Value::List(items) = &from.value { items.iter().collect() } else { vec![from] };
     for source in sources {
         let more = source.map().ok_or_else(|| Error { line: from.line, message: "`<<` takes maps".to_owned() })?;
-        for (name, value) in more {
-            if !entries.iter().any(|(k, _)| k == name) {
-                entries.push((name.clone(), value.clone()));
-            }
+        if merged.len() + more.len() > ENTRIES_MAX {
+            return Err(Error { line: from.line, message: format!("more than {ENTRIES_MAX} entries in a map") });
         }
+        add_missing(merged, more.to_vec());
     }
     Ok(())
+}
+
+fn add_missing(entries: &mut Vec<(String, Node)>, more: Vec<(String, Node)>) {
+    for (name, value) in more {
+        if !entries.iter().any(|(k, _)| *k == name) {
+            entries.push((name, value));
+        }
+    }
 }
 
 fn too_many(line: usize) -> Error {
