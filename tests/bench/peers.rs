@@ -85,8 +85,10 @@ fn netdata_config(folder: &Path, web: SocketAddr, statsd: SocketAddr) -> String 
     let plugins = ["timex", "checks", "idlejitter", "tc", "diskspace", "proc", "cgroups", "apps", "charts.d", "python.d", "go.d", "ebpf", "slabinfo"];
     let others: Vec<String> = plugins.iter().map(|plugin| format!("    {plugin} = no\n")).collect();
     let (places, others) = (places.concat(), others.concat());
+    // Else it looks for a user of its own.
+    let user = std::env::var("USER").unwrap_or_else(|_| "root".to_owned());
     format!(
-        "[directories]\n{places}[db]\n    mode = ram\n[ml]\n    enabled = no\n[health]\n    enabled = no\n[registry]\n    enabled = no\n[cloud]\n    enabled = no\n\
+        "[global]\n    run as user = {user}\n[directories]\n{places}[db]\n    mode = ram\n[ml]\n    enabled = no\n[health]\n    enabled = no\n[registry]\n    enabled = no\n[cloud]\n    enabled = no\n\
          [web]\n    bind to = {web}\n[plugins]\n{others}    netdata monitoring = no\n    statsd = yes\n    enable running new plugins = no\n\
          [statsd]\n    enabled = yes\n    bind to = tcp:{statsd}\n    max private charts hard limit = 1000000\n"
     )
