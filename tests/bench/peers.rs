@@ -100,9 +100,11 @@ pub fn netdata(bench: &mut Bench) {
         return;
     }
     let (web, statsd, folder) = (free_address(), free_address(), bench.folder("netdata"));
-    std::fs::create_dir_all(&folder).unwrap();
+    // It clears the folders that it is given.
+    let places = folder.join("places");
+    std::fs::create_dir_all(&places).unwrap();
     let config = folder.join("netdata.conf");
-    std::fs::write(&config, netdata_config(&folder, web, statsd)).unwrap();
+    std::fs::write(&config, netdata_config(&places, web, statsd)).unwrap();
     let arguments = ["-D".to_owned(), "-c".to_owned(), config.display().to_string()];
     let peer = Server::start_peer(NETDATA, &arguments, web, &folder, "/api/v1/info");
     let mix = Mix { popularity: Popularity::Zipf, endpoints: 1_000 };
@@ -117,7 +119,11 @@ pub fn netdata(bench: &mut Bench) {
         }
     };
     connection.write_all(&lines[0]).unwrap();
-    let charts = || peer.get("/api/v1/charts").body.matches("\"id\": \"statsd_timer_bench.").count();
+    let charts = || {
+        let body = peer.get("/api/v1/charts").body;
+        let ids = body.split("\"id\": \"statsd_bench.").skip(1).filter_map(|rest| rest.split('"').next());
+        ids.filter(|id| id.ends_with("_timer")).count()
+    };
     while charts() < mix.endpoints as usize {
         assert!(start.elapsed() < Duration::from_secs(60), "netdata has {} timers", charts());
         std::thread::sleep(Duration::from_millis(500));
