@@ -23,6 +23,7 @@ use self::past::Selected;
 use super::Site;
 use super::promql::evaluate::{Error, Joined, Run, Value, instants_of};
 use super::promql::expression::{Query, parse};
+use super::queries::Running;
 use crate::history::closed_periods::Reader;
 use crate::ingest::http::Refusal;
 use crate::time::Timestamp;
@@ -48,6 +49,9 @@ const PIECE_HISTOGRAMS_MAX: usize = 10_000;
 
 /// Instants of one piece.
 const PIECE_INSTANTS_MAX: usize = 256;
+
+/// Rows of history that one question reads.
+const ROWS_MAX: u64 = 20_000_000;
 
 /// A question that reads no more rows than this is answered by one thread.
 const ROWS_ALONE_MAX: u64 = 5_000;
@@ -157,14 +161,25 @@ struct Asked {
 }
 
 impl Asked {
-    async fn of(site: &Site, form: &Form, instants: Vec<Timestamp>) -> Result<Self, Failure> {
+    async fn of(site: &Site, form: &Form, instants: Vec<Timestamp>) -> Result<(Self, Running), Failure> {
         let deadline = form.deadline(site.now())?;
         let query = parse(form.required("query")?).map_err(|e| invalid("query", e))?;
         let ends = (instants[0], instants[instants.len() - 1]);
-        let selected = Selected::of(site, &query.leaves).await?;
-        let at: Vec<Vec<Timestamp>> = query.leaves.iter().map(|leaf| instants_of(leaf, ends, &instants)).collect();
-        selected.check_rows(&at)?;
-        Ok(Self { query, instants, ends, selected, reader: site.reader.clone(), now: Arc::clone(&site.ingest.now), deadline })
+        let running = site.queries.begin().await?;
+        let (selected, running) = Selected::of(site, &query.leaves, running).await?;
+        Ok((Self { query, instants, ends, selected, reader: site.reader.clone(), now: Arc::clone(&site.ingest.now), deadline }, running))
+    }
+
+    /// How many rows of history at most are read; an error where that is too many.
+    fn rows(&self) -> Result<u64, Failure> {
+        let at: Vec<Vec<Timestamp>> = self.query.leaves.iter().map(|leaf| instants_of(leaf, self.ends, &self.instants)).collect();
+        let rows = self.selected.rows(&at);
+        if rows <= ROWS_MAX {
+            return Ok(rows);
+        }
+        Err(Failure::execution(format!(
+            "{rows} rows of history would be read, and the limit is {ROWS_MAX}: ask for longer steps, shorter windows or fewer endpoints"
+        )))
     }
 
     /// The value at some of the instants, and what is said beside it.
@@ -182,12 +197,6 @@ impl Asked {
         let (series, has_histograms) = self.selected.widest();
         let samples_max = if has_histograms { PIECE_HISTOGRAMS_MAX } else { PIECE_NUMBERS_MAX };
         self.instants.chunks((samples_max / series.max(1)).clamp(1, PIECE_INSTANTS_MAX)).collect()
-    }
-
-    /// How many threads read.
-    fn threads(&self) -> usize {
-        let at: Vec<Vec<Timestamp>> = self.query.leaves.iter().map(|leaf| instants_of(leaf, self.ends, &self.instants)).collect();
-        if self.selected.rows(&at) <= ROWS_ALONE_MAX { 1 } else { std::thread::available_parallelism().map_or(1, usize::from).min(2) }
     }
 
     /// The values of the whole range, piece by piece; `grow` asks for the memory that they take.
@@ -210,7 +219,8 @@ impl Asked {
             }
             Ok::<_, Failure>((joined, notes))
         };
-        if self.threads() < 2 || pieces.len() < 2 {
+        let threads = if self.rows()? <= ROWS_ALONE_MAX { 1 } else { std::thread::available_parallelism().map_or(1, usize::from).min(2) };
+        if threads < 2 || pieces.len() < 2 {
             return work();
         }
         std::thread::scope(|scope| {
@@ -227,11 +237,11 @@ impl Asked {
 
 async fn query(State(site): State<Arc<Site>>, form: Form) -> Result<Answer, Failure> {
     let at = form.time("time", site.now())?;
-    let running = site.queries.begin().await?;
-    let asked = Asked::of(&site, &form, vec![at]).await?;
+    let (asked, running) = Asked::of(&site, &form, vec![at]).await?;
     let answered = tokio::task::spawn_blocking(move || {
         // It runs to its end, also when whoever asked has gone.
         let _running = running;
+        asked.rows()?;
         let (value, mut notes) = asked.value(&[at])?;
         notes.extend(asked.query.warnings);
         Ok::<_, Failure>(Answer { data: json::of_instant(&value, at), notes })
@@ -241,8 +251,7 @@ async fn query(State(site): State<Arc<Site>>, form: Form) -> Result<Answer, Fail
 
 async fn query_range(State(site): State<Arc<Site>>, form: Form) -> Result<Answer, Failure> {
     let instants = form.instants()?;
-    let running = site.queries.begin().await?;
-    let asked = Asked::of(&site, &form, instants).await?;
+    let (asked, running) = Asked::of(&site, &form, instants).await?;
     let queries = Arc::clone(&site.queries);
     let answered = tokio::task::spawn_blocking(move || {
         let running = std::sync::Mutex::new(running);
@@ -270,17 +279,14 @@ async fn exemplars() -> Answer {
 }
 
 async fn labels(State(site): State<Arc<Site>>, form: Form) -> Result<Answer, Failure> {
-    let _running = site.queries.begin().await?;
     series::labels(&site, &form).await
 }
 
 async fn values(State(site): State<Arc<Site>>, Path(name): Path<String>, form: Form) -> Result<Answer, Failure> {
-    let _running = site.queries.begin().await?;
-    series::values(&site, &form, &name).await
+    series::values(&site, &form, name).await
 }
 
 async fn series(State(site): State<Arc<Site>>, form: Form) -> Result<Answer, Failure> {
-    let _running = site.queries.begin().await?;
     series::series(&site, &form).await
 }
 

@@ -7,6 +7,7 @@ use promql_parser::label::{MatchOp, Matcher};
 
 use super::super::promql::evaluate::{Error, Labels, Past, Sample, Series};
 use super::super::promql::expression::{Grouping, Leaf, NAME, Over};
+use super::super::queries::Running;
 use super::super::{Scene, Site};
 use super::current::{Current, no_history};
 use super::metric::{Known, LATENCY_WINDOW_MS, Metric, Part, PartLabels, endpoint_labels, samples};
@@ -23,9 +24,6 @@ use crate::time::{Slot, Tier, TimeRange, Timestamp};
 /// Series of one selector.
 pub(super) const SERIES_MAX: usize = 20_000;
 
-/// Rows of history that one question reads.
-const ROWS_MAX: u64 = 20_000_000;
-
 /// Endpoints of the catalogue that one look copies.
 const LOOK_ENTRIES_MAX: usize = 4_000;
 
@@ -36,6 +34,7 @@ const OPEN_ENDPOINTS_MAX: usize = 400;
 const LOOK_BACK_MS: i64 = 300_000;
 
 /// Who there is, as of one moment.
+#[derive(Default)]
 pub(super) struct Catalogue {
     pub(super) keys: Vec<Arc<EndpointKey>>,
     promises: Arc<Promises>,
@@ -157,34 +156,22 @@ fn moment(scene: &Scene<'_>) -> (Option<Slot>, Position) {
 }
 
 impl Selected {
-    /// Prepares selectors at one moment, so that nothing is missed or counted twice.
-    pub(super) async fn of(site: &Site, leaves: &[Leaf]) -> Result<Self, Failure> {
-        let is_named = |leaf: &Leaf, metric: Metric| leaf.matchers.iter().filter(|m| m.name == NAME).all(|m| m.is_match(metric.name()));
-        // What has a past is named by one name alone; with any other selector the rest of what there is may be meant.
-        let has_one_name = |leaf: &Leaf| leaf.matchers.iter().any(|m| m.name == NAME && m.op == MatchOp::Equal);
-        let is_past = |leaf: &Leaf| has_one_name(leaf) && Metric::ALL.into_iter().any(|metric| is_named(leaf, metric));
+    /// Prepares selectors at one moment, so that nothing is missed or counted twice. The place of the query is kept by what works on it, also when whoever asked has gone.
+    pub(super) async fn of(site: &Site, leaves: &[Leaf], running: Running) -> Result<(Self, Running), Failure> {
         let with_objectives = leaves.iter().any(|leaf| Metric::ALL.into_iter().any(|metric| metric.is_of_objectives() && is_named(leaf, metric)));
-        let catalogue = if leaves.is_empty() { None } else { Some(Catalogue::of(site, with_objectives).await?) };
+        let catalogue = if leaves.is_empty() { Catalogue::default() } else { Catalogue::of(site, with_objectives).await? };
         let current = if leaves.iter().all(is_past) { Current::default() } else { Current::of(site).await? };
-        let mut notes = BTreeSet::new();
-        let mut plans = Vec::with_capacity(leaves.len());
-        for leaf in leaves {
-            let named = |metric: &Metric| is_named(leaf, *metric);
-            let catalogue = catalogue.as_ref();
-            let metrics: Vec<OfMetric> =
-                Metric::ALL.into_iter().filter(named).filter_map(|metric| Some(OfMetric::new(metric, leaf, catalogue?))).filter(|m| m.series() > 0).collect();
-            let series: usize = metrics.iter().map(OfMetric::series).sum();
-            if series > SERIES_MAX {
-                let message = format!("a selector has {series} series, and the limit is {SERIES_MAX}: narrow it by labels, or sum its rate by fewer");
-                return Err(Failure::execution(message));
-            }
-            let of_now = current.matching(leaf, Metric::ALL.into_iter().any(|m| named(&m)), &mut notes);
-            plans.push((leaf.over, metrics, of_now));
-        }
-        let reader = site.reader.clone();
-        let losses = tokio::task::spawn_blocking(move || reader.losses()).await.map_err(|e| broken(&e))?.map_err(|e| broken(&e))?;
+        let (leaves, reader) = (leaves.to_vec(), site.reader.clone());
+        // Every selector goes over every endpoint.
+        let found = tokio::task::spawn_blocking(move || {
+            let mut notes = BTreeSet::new();
+            let plans: Vec<Plan> = leaves.iter().map(|leaf| plan(leaf, &catalogue, &current, &mut notes)).collect::<Result<_, _>>()?;
+            let losses = reader.losses().map_err(|e| broken(&e))?;
+            Ok::<_, Failure>((plans, notes, losses, running))
+        });
+        let (plans, notes, losses, running) = found.await.map_err(|e| broken(&e))??;
         let (leaves, beginning) = take(site, plans).await?;
-        Ok(Self { leaves, beginning, now: site.now(), losses, notes })
+        Ok((Self { leaves, beginning, now: site.now(), losses, notes }, running))
     }
 
     /// The most series that one selector has, and whether some of them are histograms.
@@ -210,24 +197,35 @@ impl Selected {
         self.leaves.iter().zip(at).map(of).sum()
     }
 
-    /// Refuses what would read too much.
-    pub(super) fn check_rows(&self, at: &[Vec<Timestamp>]) -> Result<(), Failure> {
-        let rows = self.rows(at);
-        if rows <= ROWS_MAX {
-            return Ok(());
-        }
-        Err(Failure::execution(format!(
-            "{rows} rows of history would be read, and the limit is {ROWS_MAX}: ask for longer steps, shorter windows or fewer endpoints"
-        )))
-    }
-
     /// Begins to read.
     pub(super) fn begin<'a>(&'a self, reading: Reading, is_late: &'a (dyn Fn() -> bool + Sync)) -> Answering<'a> {
         Answering { selected: self, reading, is_late, notes: self.notes.clone(), incomplete: Vec::new() }
     }
 }
 
+fn is_named(leaf: &Leaf, metric: Metric) -> bool {
+    leaf.matchers.iter().filter(|m| m.name == NAME).all(|m| m.is_match(metric.name()))
+}
+
+/// What has a past is named by one name alone; with any other selector the rest of what there is may be meant.
+fn is_past(leaf: &Leaf) -> bool {
+    leaf.matchers.iter().any(|m| m.name == NAME && m.op == MatchOp::Equal) && Metric::ALL.into_iter().any(|metric| is_named(leaf, metric))
+}
+
+/// What a selector means: how much of each metric, and what has no past.
 type Plan = (Over, Vec<OfMetric>, Vec<(Labels, f64)>);
+
+fn plan(leaf: &Leaf, catalogue: &Catalogue, current: &Current, notes: &mut BTreeSet<String>) -> Result<Plan, Failure> {
+    let named = Metric::ALL.into_iter().filter(|metric| is_named(leaf, *metric));
+    let metrics: Vec<OfMetric> = named.map(|metric| OfMetric::new(metric, leaf, catalogue)).filter(|m| m.series() > 0).collect();
+    let series: usize = metrics.iter().map(OfMetric::series).sum();
+    if series > SERIES_MAX {
+        let message = format!("a selector has {series} series, and the limit is {SERIES_MAX}: narrow it by labels, or sum its rate by fewer");
+        return Err(Failure::execution(message));
+    }
+    let has_past = Metric::ALL.into_iter().any(|metric| is_named(leaf, metric));
+    Ok((leaf.over, metrics, current.matching(leaf, has_past, notes)))
+}
 
 /// Takes what answers all selectors. With many endpoints it is a few looks, between which nothing went from one place to another.
 async fn take(site: &Site, mut plans: Vec<Plan>) -> Result<(Vec<Prepared>, Option<Timestamp>), Failure> {

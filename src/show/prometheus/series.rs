@@ -9,7 +9,7 @@ use super::current::Current;
 use super::form::{Form, invalid};
 use super::metric::{Metric, endpoint_labels};
 use super::past::Catalogue;
-use super::{Answer, Failure, json};
+use super::{Answer, Failure, broken, json};
 
 /// Series in one list.
 const LISTED_MAX: usize = 50_000;
@@ -24,24 +24,44 @@ fn limit(form: &Form) -> Result<usize, Failure> {
     Ok(if asked == 0 { LISTED_MAX } else { asked.min(LISTED_MAX) })
 }
 
-/// Tells the labels of each series that one of the selectors lets through; of none, of all.
-async fn each(site: &Site, selectors: &[Leaf], mut tell: impl FnMut(Labels)) -> Result<(), Failure> {
-    let (catalogue, current) = (Catalogue::of(site, true).await?, Current::of(site).await?);
-    let all = [Vec::new()];
-    let lists: Vec<&Vec<_>> = if selectors.is_empty() { all.iter().collect() } else { selectors.iter().map(|s| &s.matchers).collect() };
-    for matchers in lists {
-        for metric in Metric::ALL {
-            catalogue.each(metric, matchers, |_, key, parts| {
-                let mut labels = endpoint_labels(key);
-                labels.insert(NAME.to_owned(), metric.name().to_owned());
-                for (part, _) in parts {
-                    tell(labels.clone().into_iter().chain(part.into_iter().map(|(name, value)| (name.to_owned(), value))).collect());
-                }
-            });
-        }
-        current.series(matchers).for_each(|(labels, _)| tell(labels.clone()));
+/// All that there is at one moment, and what is asked for of it.
+struct Asked {
+    catalogue: Catalogue,
+    current: Current,
+    selectors: Vec<Leaf>,
+}
+
+impl Asked {
+    /// Works an answer out beside the tasks that wait, as it may go over every series.
+    async fn answer(site: &Site, form: &Form, work: impl FnOnce(&Self) -> Answer + Send + 'static) -> Result<Answer, Failure> {
+        let selectors = selectors(form)?;
+        let running = site.queries.begin().await?;
+        let asked = Self { catalogue: Catalogue::of(site, true).await?, current: Current::of(site).await?, selectors };
+        let answered = tokio::task::spawn_blocking(move || {
+            // It runs to its end, also when whoever asked has gone.
+            let _running = running;
+            work(&asked)
+        });
+        answered.await.map_err(|e| broken(&e))
     }
-    Ok(())
+
+    /// Tells the labels of each series that one of the selectors lets through; of none, of all.
+    fn each(&self, mut tell: impl FnMut(Labels)) {
+        let all = [Vec::new()];
+        let lists: Vec<&Vec<_>> = if self.selectors.is_empty() { all.iter().collect() } else { self.selectors.iter().map(|s| &s.matchers).collect() };
+        for matchers in lists {
+            for metric in Metric::ALL {
+                self.catalogue.each(metric, matchers, |_, key, parts| {
+                    let mut labels = endpoint_labels(key);
+                    labels.insert(NAME.to_owned(), metric.name().to_owned());
+                    for (part, _) in parts {
+                        tell(labels.clone().into_iter().chain(part.into_iter().map(|(name, value)| (name.to_owned(), value))).collect());
+                    }
+                });
+            }
+            self.current.series(matchers).for_each(|(labels, _)| tell(labels.clone()));
+        }
+    }
 }
 
 fn cut(mut texts: BTreeSet<String>, limit: usize) -> Answer {
@@ -55,38 +75,48 @@ fn cut(mut texts: BTreeSet<String>, limit: usize) -> Answer {
 
 /// The names of labels.
 pub(super) async fn labels(site: &Site, form: &Form) -> Result<Answer, Failure> {
-    let mut names = BTreeSet::new();
-    each(site, &selectors(form)?, |labels| names.extend(labels.into_keys())).await?;
-    Ok(cut(names, limit(form)?))
+    let limit = limit(form)?;
+    let work = move |asked: &Asked| {
+        let mut names = BTreeSet::new();
+        asked.each(|labels| names.extend(labels.into_keys()));
+        cut(names, limit)
+    };
+    Asked::answer(site, form, work).await
 }
 
 /// The values of a label.
-pub(super) async fn values(site: &Site, form: &Form, name: &str) -> Result<Answer, Failure> {
-    let mut values = BTreeSet::new();
-    each(site, &selectors(form)?, |mut labels| values.extend(labels.remove(name))).await?;
-    // A metric without a series now is asked for as well.
-    if name == NAME && form.get("match[]").is_none() {
-        values.extend(Current::of(site).await?.families.into_iter().map(|f| f.name));
-    }
-    Ok(cut(values, limit(form)?))
+pub(super) async fn values(site: &Site, form: &Form, name: String) -> Result<Answer, Failure> {
+    let limit = limit(form)?;
+    let work = move |asked: &Asked| {
+        let mut values = BTreeSet::new();
+        asked.each(|mut labels| values.extend(labels.remove(&name)));
+        // A metric without a series now is asked for as well.
+        if name == NAME && asked.selectors.is_empty() {
+            values.extend(asked.current.families.iter().map(|f| f.name.clone()));
+        }
+        cut(values, limit)
+    };
+    Asked::answer(site, form, work).await
 }
 
 /// The series that selectors let through.
 pub(super) async fn series(site: &Site, form: &Form) -> Result<Answer, Failure> {
-    let (selectors, limit) = (selectors(form)?, limit(form)?);
-    if selectors.is_empty() {
+    let limit = limit(form)?;
+    if form.all("match[]").next().is_none() {
         return Err(Failure::bad_data("no match[] parameter provided"));
     }
-    let (mut found, mut notes) = (BTreeSet::new(), BTreeSet::new());
-    each(site, &selectors, |labels| {
-        if found.len() < limit || found.contains(&labels) {
-            found.insert(labels);
-        } else {
-            notes.insert(format!("results truncated due to limit: there are more than {limit}"));
-        }
-    })
-    .await?;
-    Ok(Answer { data: json::of_labels(found.iter()), notes })
+    let work = move |asked: &Asked| {
+        let (mut found, mut notes) = (BTreeSet::new(), BTreeSet::new());
+        asked.each(|labels| {
+            if found.len() < limit || found.contains(&labels) {
+                found.insert(labels);
+            } else {
+                notes.insert(format!("results truncated due to limit: there are more than {limit}"));
+            }
+        });
+        Answer { data: json::of_labels(found.iter()), notes }
+    };
+    Asked::answer(site, form, work).await
 }
 
 /// What each metric is.
