@@ -4,12 +4,15 @@
 
 mod proto;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use proto::encode;
 use serde_json::{Value, json};
 use slowburn::counting::Cell;
-use slowburn::endpoint::{EndpointId, PathTemplates};
+use slowburn::endpoint::{EndpointId, KeyRef, PathTemplates};
 use slowburn::histogram::grid::VALUE_US_MAX;
 use slowburn::history::catalogue::Limits;
 use slowburn::history::counts::Counts;
@@ -239,4 +242,48 @@ fn more_than_a_batch_may_have_is_refused_before_it_takes_room() {
     assert_eq!(read(&[0x4a, 0].repeat(8 << 20)).unwrap_err(), Refused::TooMany(TIMINGS_MAX, "details"));
     assert_eq!(read(&[0x52, 0].repeat(8 << 20)).unwrap_err(), Refused::TooMany(ENDPOINTS_MAX, "groups in flight"));
     assert_eq!(read(&[0x18, 0].repeat(8 << 20)).unwrap_err(), Refused::TooMany(TIMINGS_MAX, "timings"));
+}
+
+/// A field of bytes, of which there are fewer than 128.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()], bytes].concat()
+}
+
+#[test]
+fn bodies_are_read_while_endpoints_are_added() {
+    const ENDPOINTS: u32 = 20;
+    fn key(route: &str) -> KeyRef<'_> {
+        KeyRef { service: "s", env: "", kind: "http", method: "", route }
+    }
+    let keys: Vec<String> = (0..ENDPOINTS).map(|n| format!("/{n}")).collect();
+    let known = Arc::new(KnownEndpoints::default());
+    known.add(keys.iter().zip(0..).map(|(route, id)| (EndpointId(id), key(route))));
+    let (done, is_done) = std::sync::mpsc::channel();
+    for reader in 0..4u16 {
+        let (known, keys, done) = (Arc::clone(&known), keys.clone(), done.clone());
+        std::thread::spawn(move || {
+            let templates = PathTemplates::default();
+            for round in 0..2_000u16 {
+                // Each time the same endpoints, written as never before: with a field that nobody knows.
+                let entry =
+                    |route: &String| [field(1, b"s"), field(5, route.as_bytes()), field(15, &[reader.to_le_bytes(), round.to_le_bytes()].concat())].concat();
+                let entries: Vec<u8> = keys.iter().flat_map(|route| field(1, &entry(route))).collect();
+                let body = [entries, field(3, &[0, 19]), field(5, &[1, 2])].concat();
+                let mut admission = Admission::new(&templates, &known, TimeLimits { now: Timestamp(NOW), past_ms: PAST_MS, future_ms: FUTURE_MS });
+                binary::read(&body, &mut admission).unwrap();
+                assert_eq!(admission.finish().packed.len(), 2);
+            }
+            done.send(()).unwrap();
+        });
+    }
+    std::thread::spawn(move || {
+        for id in ENDPOINTS..100_000 {
+            known.add(std::iter::once((EndpointId(id), key(&format!("/more/{id}")))));
+            std::thread::yield_now();
+        }
+    });
+    for _ in 0..4 {
+        // Not how fast it is, but that it ends at all.
+        is_done.recv_timeout(Duration::from_secs(60)).expect("a reader waits for the engine, and the engine for it");
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::RwLockReadGuard;
 use hashbrown::HashMap;
 
 use super::json::{Line, Text, Ts};
-use super::known::{Joined, KnownEndpoints, Numbers, Sought};
+use super::known::{Joined, KnownEndpoints, Numbers, Sought, TOGETHER};
 use super::memory::Reservation;
 use super::ordinary::Ordinary;
 use super::packed::Packed;
@@ -87,9 +87,6 @@ fn malformed(reason: impl Into<String>) -> Refused {
 
 /// Look-ups after which the known endpoints are let go of for a moment, so that new ones can be added.
 const LOOK_UPS_HELD: usize = 1_024;
-
-/// Plain timings whose endpoints are looked up together. With many endpoints a look-up waits for memory, and so they wait once.
-pub const TOGETHER: usize = 16;
 
 /// Room for so many timings is made with the first one; it is less than the least that a batch asks for.
 const PACKED_AT_FIRST: usize = 128;
@@ -254,10 +251,17 @@ impl<'a> Admission<'a> {
         has
     }
 
-    /// The endpoints that have a number.
+    /// The endpoints of entries that were remembered, by their bytes.
     #[must_use]
-    pub fn known(&self) -> &'a KnownEndpoints {
-        self.known
+    pub fn named_before(&mut self, entries: &[&[u8]]) -> Vec<Option<EndpointId>> {
+        self.held = None;
+        self.known.of_entries(entries)
+    }
+
+    /// Remembers entries that were read.
+    pub fn remember(&mut self, entries: &[(EndpointId, &[u8])]) {
+        self.held = None;
+        self.known.remember_entries(entries);
     }
 
     /// Whether nothing was taken or refused since the last batch.

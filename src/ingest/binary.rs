@@ -4,8 +4,7 @@
 //! a small multiple of its bytes, and [`ENDPOINTS_MAX`] and [`TIMINGS_MAX`] bound what few bytes can ask for.
 
 use super::InFlight;
-use super::admission::{Admission, Beside, COUNT_MAX, Named, Naming, Numeric, TOGETHER};
-use super::known::Sought;
+use super::admission::{Admission, Beside, COUNT_MAX, Named, Naming, Numeric};
 use super::protobuf::{Broken, Column, Fields, Value, signed, take_small_varint, take_varint};
 use crate::time::Timestamp;
 
@@ -128,32 +127,20 @@ pub fn read(body: &[u8], admission: &mut Admission<'_>) -> Result<(), Refused> {
 
 /// The endpoints of the dictionary: those that were read before by their bytes, the others by their parts.
 fn dictionary(parts: &Parts<'_>, admission: &mut Admission<'_>) -> Result<Vec<Named>, Refused> {
-    let known = admission.known();
-    let (mut named, mut read) = (Vec::with_capacity(parts.endpoints.len()), Vec::new());
-    {
-        let (before, mut all) = (known.read_entries(), vec![Sought::default(); parts.endpoints.len().min(TOGETHER)]);
-        for messages in parts.endpoints.chunks(TOGETHER) {
-            let all = &mut all[..messages.len()];
-            for (sought, message) in all.iter_mut().zip(messages) {
-                sought.joined.set_bytes(message);
+    let before = admission.named_before(&parts.endpoints);
+    let (mut named, mut read) = (Vec::with_capacity(before.len()), Vec::new());
+    for (number, &message) in before.into_iter().zip(&parts.endpoints) {
+        named.push(if let Some(id) = number {
+            Named::Known(id)
+        } else {
+            let endpoint = admission.name(&naming(message)?);
+            if let Named::Known(id) = endpoint {
+                read.push((id, message));
             }
-            before.get_all(all);
-            for (sought, &message) in all.iter().zip(messages) {
-                named.push(if let Some(id) = sought.number {
-                    Named::Known(id)
-                } else {
-                    let endpoint = admission.name(&naming(message)?);
-                    if let Named::Known(id) = endpoint {
-                        read.push((id, message));
-                    }
-                    endpoint
-                });
-            }
-        }
+            endpoint
+        });
     }
-    if !read.is_empty() {
-        known.remember_entries(&read);
-    }
+    admission.remember(&read);
     Ok(named)
 }
 

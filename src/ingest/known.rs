@@ -3,6 +3,8 @@
 //! Handlers share it for reading, a thousand look-ups at a time; the engine adds to it when a frame brought new endpoints, which is rare. A number never changes and is
 //! never used again, so what was found stays right.
 //!
+//! Whoever holds one of the locks here asks for no other, nor for the same again: a reader that waits behind the engine, which waits for that reader, waits for ever.
+//!
 //! Dictionary entries of binary batches are remembered by their bytes too: a sender names the same endpoints in each batch, and reading an entry costs more than all its timings.
 
 use std::collections::HashSet;
@@ -18,6 +20,9 @@ use crate::endpoint::{EndpointId, KeyRef, Selector};
 const ENTRIES_EACH: usize = 4;
 /// See [`ENTRIES_EACH`].
 const ENTRIES_MORE: usize = 1_000;
+
+/// How many are looked up together. With many endpoints a look-up waits for memory, and so they wait once.
+pub const TOGETHER: usize = 16;
 
 /// Stands between the parts: parts have no control characters, so two keys never make one text.
 const BETWEEN: u8 = 0;
@@ -164,13 +169,27 @@ impl KnownEndpoints {
         self.numbers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To look up many entries by their bytes ([`Joined::set_bytes`]).
-    pub fn read_entries(&self) -> RwLockReadGuard<'_, Numbers> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    /// The numbers of entries that are remembered, by their bytes.
+    #[must_use]
+    pub fn of_entries(&self, entries: &[&[u8]]) -> Vec<Option<EndpointId>> {
+        let known = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let (mut numbers, mut together) = (Vec::with_capacity(entries.len()), vec![Sought::default(); entries.len().min(TOGETHER)]);
+        for entries in entries.chunks(TOGETHER) {
+            let together = &mut together[..entries.len()];
+            for (sought, entry) in together.iter_mut().zip(entries) {
+                sought.joined.set_bytes(entry);
+            }
+            known.get_all(together);
+            numbers.extend(together.iter().map(|sought| sought.number));
+        }
+        numbers
     }
 
     /// Remembers entries that were read.
     pub fn remember_entries(&self, read: &[(EndpointId, &[u8])]) {
+        if read.is_empty() {
+            return;
+        }
         let most = ENTRIES_EACH * self.read().table.len() + ENTRIES_MORE;
         let (mut entries, mut bytes) = (self.entries.write().unwrap_or_else(PoisonError::into_inner), Joined::default());
         for (id, entry) in read {
@@ -298,20 +317,16 @@ mod tests {
     #[test]
     fn entries_are_found_by_their_bytes_and_do_not_grow_without_end() {
         let known = KnownEndpoints::default();
-        let mut bytes = Joined::default();
-        let mut is_known = |entry: &[u8]| {
-            bytes.set_bytes(entry);
-            known.read_entries().get(&bytes)
-        };
+        let is_known = |entry: &[u8]| known.of_entries(&[entry])[0];
         let long = [7; 300];
         known.remember_entries(&[(EndpointId(1), b"one"), (EndpointId(2), &long), (EndpointId(1), b"another one")]);
         assert_eq!(
-            [&b"one"[..], &long, b"another one", b"two", b""].map(&mut is_known),
+            [&b"one"[..], &long, b"another one", b"two", b""].map(is_known),
             [Some(EndpointId(1)), Some(EndpointId(2)), Some(EndpointId(1)), None, None]
         );
         for n in 0..2 * ENTRIES_MORE {
             known.remember_entries(&[(EndpointId(3), &n.to_le_bytes())]);
-            assert!(known.read_entries().table.len() <= ENTRIES_MORE && is_known(&n.to_le_bytes()) == Some(EndpointId(3)));
+            assert!(known.entries.read().unwrap().table.len() <= ENTRIES_MORE && is_known(&n.to_le_bytes()) == Some(EndpointId(3)));
         }
         assert_eq!(is_known(b"one"), None);
     }

@@ -290,7 +290,7 @@ impl Rule {
             let room = Room { good: 2 * (total.weight - bad.weight) + 2, bad: 2 * bad.weight + 1 };
             if self.keeps(&Ahead::new(self.at(end), horizon_slots, room)) {
                 (self.room, self.horizon_slots) = (room, (2 * horizon_slots).min(HORIZON_SLOTS_MAX));
-                let nothing_leaves = self.sums.is_empty_since(end.back(self.promise.longest_slots()));
+                let nothing_leaves = self.sums.next_entry(end.back(self.promise.longest_slots())).is_none();
                 return held.into_iter().chain((!nothing_leaves).then(|| Slot(end.0 + horizon_slots))).min();
             }
             horizon_slots /= 4;

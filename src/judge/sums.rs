@@ -309,12 +309,6 @@ impl Sums {
         found.filter(|slot| *slot >= self.forgotten_to)
     }
 
-    /// Whether nothing was counted into a slot after that one.
-    #[must_use]
-    pub fn is_empty_since(&self, slot: Slot) -> bool {
-        self.next_entry(slot).is_none()
-    }
-
     /// Forgets slots that no window of that width can see any more.
     pub fn forget(&mut self, end: Slot, width_slots: u32) {
         self.forgotten_to = self.forgotten_to.max(end.back(width_slots.saturating_sub(1)));

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac as _};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, StatusCode, Url, redirect};
+use reqwest::{Client, ClientBuilder, StatusCode, Url, redirect};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
@@ -91,6 +91,18 @@ impl std::fmt::Debug for Webhook {
     }
 }
 
+/// A client as everything that Slowburn sends out uses it: straight to that address and nowhere else.
+pub fn client_for(url: &Url) -> ClientBuilder {
+    // Somebody else may have installed it before; it is the only one that is compiled in.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let builder = match url.scheme() {
+        // Without TLS and redirects nobody asks for certificates, and a machine may have none.
+        "http" => Client::builder().tls_certs_only([]),
+        _ => Client::builder(),
+    };
+    builder.redirect(redirect::Policy::none()).no_proxy().user_agent(concat!("slowburn/", env!("CARGO_PKG_VERSION")))
+}
+
 impl Webhook {
     /// Made ready from its configuration.
     ///
@@ -101,24 +113,14 @@ impl Webhook {
     }
 
     fn with_lookup(config: &WebhookConfig, lookup: Lookup) -> Result<Self, TargetError> {
-        // Somebody else may have installed it before; it is the only one that is compiled in.
-        drop(rustls::crypto::ring::default_provider().install_default());
         let url = address(&resolve(&config.url)?).map_err(TargetError::Config)?;
         let key = match &config.secret {
             Some(secret) => Some(key(&resolve(secret)?).map_err(TargetError::Config)?),
             None => None,
         };
-        let builder = match url.scheme() {
-            // Without TLS and redirects nobody asks for certificates, and a machine may have none.
-            "http" => Client::builder().tls_certs_only([]),
-            _ => Client::builder(),
-        };
-        let client = builder
-            .redirect(redirect::Policy::none())
-            .no_proxy()
+        let client = client_for(&url)
             // Notifications are rare: an idle connection would mostly be a dead one.
             .pool_max_idle_per_host(0)
-            .user_agent(concat!("slowburn/", env!("CARGO_PKG_VERSION")))
             .dns_resolver(Guard { lookup })
             .build()
             .map_err(TargetError::Client)?;

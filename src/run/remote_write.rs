@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use reqwest::{Client, Url, redirect};
+use reqwest::{Client, Url};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
@@ -18,7 +18,7 @@ use super::tasks::Tasks;
 use crate::config::remote_write::{Histograms, Protocol, RemoteWrite};
 use crate::notify::backoff::{jitter, wait_between};
 use crate::notify::chain;
-use crate::notify::webhook::asked_for;
+use crate::notify::webhook::{asked_for, client_for};
 use crate::show::Site;
 use crate::show::remote_write::queue::{Fate, Queue};
 use crate::show::remote_write::request::Request;
@@ -186,21 +186,8 @@ enum Next {
 
 impl Sender {
     fn new(remote: &RemoteWrite, queue: &Arc<Queue>, site: &Site) -> Result<Self, Error> {
-        // Somebody else may have installed it before; it is the only one that is compiled in.
-        drop(rustls::crypto::ring::default_provider().install_default());
         let url: Url = remote.url.parse().map_err(|_| Error::Url)?;
-        let builder = match url.scheme() {
-            // Nobody asks for certificates, and a machine may have none.
-            "http" => Client::builder().tls_certs_only([]),
-            _ => Client::builder(),
-        };
-        let client = builder
-            .redirect(redirect::Policy::none())
-            .no_proxy()
-            .pool_max_idle_per_host(1)
-            .user_agent(concat!("slowburn/", env!("CARGO_PKG_VERSION")))
-            .timeout(Duration::from_millis(remote.timeout_ms.unsigned_abs()))
-            .build()?;
+        let client = client_for(&url).pool_max_idle_per_host(1).timeout(Duration::from_millis(remote.timeout_ms.unsigned_abs())).build()?;
         Ok(Self {
             queue: Arc::clone(queue),
             client,

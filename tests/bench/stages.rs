@@ -2,8 +2,8 @@
 
 use slowburn::endpoint::{KeyRef, PathTemplates};
 use slowburn::history::catalogue::Limits;
-use slowburn::ingest::admission::{Admission, FUTURE_MS, PAST_MS, TOGETHER, TimeLimits};
-use slowburn::ingest::known::{KnownEndpoints, Sought};
+use slowburn::ingest::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
+use slowburn::ingest::known::{KnownEndpoints, Sought, TOGETHER};
 use slowburn::ingest::{Batch, binary, json};
 use slowburn::judge::Promises;
 use slowburn::log::record::{Position, encode};
