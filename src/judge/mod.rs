@@ -263,7 +263,7 @@ impl Judge {
 
     /// What is not as it was with an endpoint, by itself or with others of its service.
     pub fn changes_of<'a>(&'a self, key: &'a EndpointKey) -> impl Iterator<Item = crate::incident::Kind> + 'a {
-        let together = if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) };
+        let together = key.name();
         let of_service = self.incidents.values().filter(move |i| (&i.service, &i.env) == (&key.service, &key.env));
         of_service.filter_map(move |i| {
             let change = i.evidence.change()?;

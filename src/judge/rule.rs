@@ -415,7 +415,7 @@ impl Rule {
             bad_since_opened: since.bad.weight,
             requests_since_opened: since.total.weight,
         };
-        Evidence { endpoint_kind: self.key.kind.clone(), state, grounds: Grounds::Promise(Box::new(broken)) }
+        Evidence { endpoint_kind: self.key.kind.clone(), state, slowest_trace: None, grounds: Grounds::Promise(Box::new(broken)) }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "ratios for people")]
