@@ -116,9 +116,9 @@ impl Source for Live {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Lanes::status).unwrap_or_default()
     }
 
-    fn work(&self) -> [u64; 4] {
+    fn work(&self) -> [u64; 5] {
         let g = &self.gauges;
-        [&g.commits, &g.commit_us, &g.judge_us, &g.snapshots].map(|n| n.load(Ordering::Relaxed))
+        [&g.commits, &g.commit_us, &g.judge_us, &g.snapshots, &g.traces_shed].map(|n| n.load(Ordering::Relaxed))
     }
 
     fn free_bytes(&self) -> Option<u64> {

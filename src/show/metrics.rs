@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use super::exposition::exemplar::fits;
 use super::exposition::format::{Format, wants_gzip};
 use super::exposition::protobuf::NativeFields;
 use super::exposition::{Detail, Exported, PACKER_BYTES, Page};
@@ -28,6 +29,7 @@ use crate::counting::Cell;
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::history::catalogue::{Entry, Marked};
 use crate::history::closed_periods::Wanted;
+use crate::history::exemplars::Exemplars;
 use crate::history::totals::Sums;
 use crate::incident::{DeliveryResult, Marker};
 use crate::ingest::Fate;
@@ -87,7 +89,7 @@ async fn endpoints(State(site): State<Arc<Site>>, headers: HeaderMap, Query(ques
     let mut running = site.queries.begin().await?;
     let format = Format::wanted(&headers);
     let (mut all, critical) = exported(&site, &question).await?;
-    site.queries.grow(&mut running, PACKER_BYTES + (2 * size_of::<Exported>() * all.len()) as u64)?;
+    site.queries.grow(&mut running, PACKER_BYTES + (size_of::<Exported>() * all.len()) as u64 + all.iter().map(Exported::bytes).sum::<u64>())?;
     let left_out = all.len().saturating_sub(PAGE_ENDPOINTS_MAX);
     all.truncate(PAGE_ENDPOINTS_MAX);
     let (families, all) = detailed(&site, format.native(), Vec::new(), all, left_out, critical, Some(&mut running)).await?;
@@ -111,7 +113,8 @@ fn answer(format: Format, asked: &HeaderMap, page: Page, body: impl FnOnce(Page)
 /// The endpoints that are asked for, without details; and which of them are critical.
 async fn exported(site: &Site, question: &Question) -> Result<(Vec<Exported>, Vec<EndpointId>), Refusal> {
     let wanted = question.chosen(site).await?;
-    let (promises, ids) = site.look(move |scene| (scene.machine.judge.promises().clone(), ids_of(&wanted, scene))).await?;
+    let (promises, ids, exemplars) =
+        site.look(move |scene| (scene.machine.judge.promises().clone(), ids_of(&wanted, scene), scene.machine.exemplars.clone())).await?;
     let (mut all, mut critical) = (Vec::with_capacity(ids.len()), Vec::new());
     for ids in ids.chunks(LOOK_ENDPOINTS_MAX) {
         let ids = ids.to_vec();
@@ -120,7 +123,7 @@ async fn exported(site: &Site, question: &Question) -> Result<(Vec<Exported>, Ve
                 let machine = scene.machine;
                 let entries = ids.into_iter().filter_map(|id| machine.catalogue.entry(id).map(|entry| (id, entry)));
                 let export = |(id, entry): (EndpointId, &Entry)| {
-                    let endpoint = Exported { id, key: Arc::clone(&entry.key), total: machine.total_of(id), detail: None };
+                    let endpoint = Exported { id, key: Arc::clone(&entry.key), total: machine.total_of(id), detail: None, exemplars: Box::default() };
                     (endpoint, entry.marked)
                 };
                 entries.map(export).collect::<Vec<_>>()
@@ -133,7 +136,20 @@ async fn exported(site: &Site, question: &Question) -> Result<(Vec<Exported>, Ve
             all.push(endpoint);
         }
     }
+    put_exemplars(&mut all, &exemplars);
     Ok((all, critical))
+}
+
+/// Adds what is recent of the exemplars, in the order of their time.
+fn put_exemplars(endpoints: &mut [Exported], exemplars: &Exemplars) {
+    let (Some(first), Some(last)) = (endpoints.first().map(|e| e.id), endpoints.last().map(|e| e.id)) else { return };
+    let mut recent: Vec<_> = exemplars.of(first..=last, exemplars.recent()).filter(|(_, e)| fits(e)).collect();
+    recent.sort_by(|a, b| (a.0, a.1.ts).cmp(&(b.0, b.1.ts)));
+    for of_one in recent.chunk_by(|a, b| a.0 == b.0) {
+        if let Ok(at) = endpoints.binary_search_by_key(&of_one[0].0, |e| e.id) {
+            endpoints[at].exemplars = of_one.iter().map(|(_, e)| (*e).clone()).collect();
+        }
+    }
 }
 
 fn is_critical(promises: &Promises, key: &EndpointKey, marked: Marked) -> bool {
@@ -193,7 +209,7 @@ fn details(scene: &Scene<'_>, ids: Vec<EndpointId>, native: Option<NativeFields>
     ids.into_iter().filter_map(detail).collect()
 }
 
-fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<Family> {
+fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 5]) -> Vec<Family> {
     let machine = scene.machine;
     let mut build = Family::gauge("slowburn_build_info", "The version that runs; always 1.");
     build.add(vec![label("version", env!("CARGO_PKG_VERSION"))], 1.0);
@@ -228,12 +244,19 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<Family> {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of a date are far below 2^53")]
     judged.add(vec![], machine.judge.judged_to().map_or(0.0, |s| s.end().0 as f64 / 1000.0));
     let mut families = vec![build, timings, sent, waiting, attempts, failures, endpoints, judged];
-    let [commits, commit_us, judge_us, snapshots] = work;
+    let [commits, commit_us, judge_us, snapshots, traces_shed] = work;
     for (name, help, value) in [
         ("slowburn_process_commits", "Writes to the log since the process started.", float(commits)),
         ("slowburn_process_commit_seconds", "Time spent writing and syncing the log since the process started.", float(commit_us) / 1e6),
         ("slowburn_process_judge_seconds", "Time spent judging since the process started.", float(judge_us) / 1e6),
         ("slowburn_process_snapshots", "Snapshots written since the process started.", float(snapshots)),
+        ("slowburn_process_exemplar_bytes", "Memory that exemplars take: the slowest timings with a trace.", float(machine.exemplars.bytes())),
+        (
+            "slowburn_process_exemplars_left_out",
+            "Exemplars not kept, or not for six hours, for lack of room since the process started.",
+            float(machine.exemplars.left_out()),
+        ),
+        ("slowburn_process_traces_shed", "Traces of timings not kept since the process started, because memory was nearly full.", float(traces_shed)),
     ] {
         let mut family = Family::gauge(name, help);
         family.add(vec![], value);

@@ -65,8 +65,8 @@ pub trait Source: Send + Sync {
     /// How the lanes of the receivers do.
     fn lanes(&self) -> Vec<LaneStatus>;
 
-    /// Commits, microseconds spent on them, microseconds spent judging, snapshots; since the start.
-    fn work(&self) -> [u64; 4];
+    /// Commits, microseconds spent on them, microseconds spent judging, snapshots, traces not kept for lack of memory; since the start.
+    fn work(&self) -> [u64; 5];
 
     /// Room on the disk of the data directory in bytes, where it is known.
     fn free_bytes(&self) -> Option<u64>;

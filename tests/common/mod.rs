@@ -103,8 +103,8 @@ impl Source for Direct {
         Vec::new()
     }
 
-    fn work(&self) -> [u64; 4] {
-        [0; 4]
+    fn work(&self) -> [u64; 5] {
+        [0; 5]
     }
 
     fn free_bytes(&self) -> Option<u64> {

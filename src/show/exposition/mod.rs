@@ -2,6 +2,7 @@
 //!
 //! In protobuf a family says its length first, so each is written twice, once only to measure it: processor for memory.
 
+pub(super) mod exemplar;
 pub(super) mod format;
 pub(super) mod protobuf;
 pub(super) mod series;
@@ -26,6 +27,7 @@ use crate::counting::Cell;
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::histogram::native::Native;
 use crate::histogram::quantile::Quantile;
+use crate::history::exemplars::Exemplar;
 use crate::history::totals::Sums;
 use crate::ingest::memory::Reservation;
 
@@ -84,6 +86,8 @@ pub(super) struct Exported {
     pub(super) total: Sums,
     /// Of critical endpoints: bounds with what took no longer, and quantiles of what is recent.
     pub(super) detail: Option<Box<Detail>>,
+    /// What is recent, in the order of its time.
+    pub(super) exemplars: Box<[Exemplar]>,
 }
 
 /// What is exported of a critical endpoint beside.
@@ -164,7 +168,7 @@ pub(super) fn within_bounds(total: &Cell, bounds: &[u64]) -> Vec<(u64, u64)> {
 impl Exported {
     /// The memory that it needs.
     pub(super) fn bytes(&self) -> u64 {
-        size_of::<Self>() as u64 + self.detail.as_ref().map_or(0, |d| d.bytes())
+        (size_of::<Self>() + size_of_val(&*self.exemplars)) as u64 + self.detail.as_ref().map_or(0, |d| d.bytes())
     }
 
     pub(super) fn has_no_detail(&self) -> bool {
@@ -376,7 +380,7 @@ impl Page {
                 (Phase::Writing, Some(endpoint)) => {
                     self.next += 1;
                     match self.format {
-                        Format::Text | Format::OpenMetrics => text::put_samples(&mut out, &mut self.room_for_labels, family, endpoint),
+                        Format::Text | Format::OpenMetrics => text::put_samples(&mut out, &mut self.room_for_labels, self.format, family, endpoint),
                         Format::Protobuf => protobuf::put_samples(&mut out, &mut self.room_for_labels, family, endpoint),
                     }
                 }
@@ -441,6 +445,7 @@ mod tests {
             key: Arc::new(key),
             total: Sums { outcomes: [7, 2, 1, 0], sum_us: 1_500_000 + u64::from(n) },
             detail: detail.map(Box::new),
+            exemplars: Box::default(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use promql_parser::label::{MatchOp, Matcher};
 
+use super::super::exposition::bounds_with;
 use super::super::promql::evaluate::{Error, Labels, Past, Sample, Series};
 use super::super::promql::expression::{Grouping, Leaf, NAME, Over};
 use super::super::{Scene, Site};
@@ -70,6 +71,11 @@ impl Catalogue {
                 return Ok(Self { keys, promises, objectives });
             }
         }
+    }
+
+    /// The bounds of an endpoint's classic histogram, in microseconds.
+    pub(super) fn bounds_of(&self, key: &EndpointKey) -> Vec<u64> {
+        bounds_with(self.promises.counting_of(key).0.into_iter())
     }
 
     /// Tells each endpoint that has series of a metric which matchers let through, with these.
