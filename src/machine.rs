@@ -252,6 +252,8 @@ pub struct Machine {
     pub delivered: BTreeMap<(String, &'static str), u64>,
     /// The last frame applied.
     pub position: Position,
+    /// The last frame that decided anything, or brought endpoints.
+    decided: Position,
     limits: Limits,
     /// By endpoint, where anything but plain counts are wanted of it.
     counting: Vec<Option<Box<Counting>>>,
@@ -396,6 +398,7 @@ impl Machine {
             exemplars: Exemplars::default(),
             delivered: BTreeMap::new(),
             position: Position(0),
+            decided: Position(0),
             limits,
             counting: Vec::new(),
             with_rules: Arc::new([]),
@@ -420,6 +423,12 @@ impl Machine {
     #[must_use]
     pub fn last_slot(&self) -> Option<Slot> {
         self.judging_alone.map_or_else(|| self.open.last(), |last| (last > Slot(0)).then_some(last))
+    }
+
+    /// The last frame that decided anything, or brought endpoints: until the next one incidents, markers and how objectives stand are the same, but for what comes late.
+    #[must_use]
+    pub fn decided(&self) -> Position {
+        self.decided
     }
 
     /// Turns batches into counts.
@@ -546,6 +555,9 @@ impl Machine {
 
     fn take(&mut self, position: Position, delta: &Delta, counts: Counts) -> Effects {
         self.position = position;
+        if !delta.records.is_empty() || !delta.endpoints.is_empty() {
+            self.decided = position;
+        }
         let mut effects = Effects::default();
         for entry in &delta.endpoints {
             let id = self.catalogue.add(entry.clone());
@@ -824,7 +836,7 @@ impl Machine {
         if let Some(judged) = machine.judge.judged_to() {
             machine.look_at_running(judged.end());
         }
-        machine.position = position;
+        (machine.position, machine.decided) = (position, position);
         Some(machine)
     }
 

@@ -45,7 +45,8 @@ fn timings(route: &str, how_many: u64) -> String {
     let ts = kit::now_ms();
     (0..how_many).fold(String::new(), |mut lines, n| {
         let us = 1_000 + n * n * 37 % 900_000;
-        writeln!(lines, r#"{{"ts":{ts},"service":"shop","env":"","method":"POST","route":"{route}","status":200,"duration_us":{us}}}"#).unwrap();
+        let trace = if n == 7 { r#","trace_id":"a \"trace\", größer""# } else { "" };
+        writeln!(lines, r#"{{"ts":{ts},"service":"shop","env":"","method":"POST","route":"{route}","status":200,"duration_us":{us}{trace}}}"#).unwrap();
         lines
     })
 }
@@ -138,6 +139,29 @@ fn a_receiver_of_2_0_gets_what_a_scrape_would_have_had() {
         *naive.entry(index).or_default() += 1;
     }
     assert_eq!(native.buckets, naive);
+
+    // Its trace, once at each series that has a place for it: the outcome, the bucket, the native histogram.
+    let traced: Vec<(String, String, f64)> = store
+        .moments()
+        .values()
+        .flatten()
+        .flat_map(|s| {
+            let name = format!("{} {:?}", s.labels["__name__"], s.labels.get("le").or(s.labels.get("outcome")));
+            s.exemplars
+                .iter()
+                .filter(|_| s.labels["route"] == "/orders")
+                .map(move |(trace, value, _)| (name.clone(), trace.clone(), *value))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let expected = [
+        ("slowburn_request_duration_seconds None", 0.002813),
+        ("slowburn_request_duration_seconds_bucket Some(\"0.005\")", 0.002813),
+        ("slowburn_requests_total Some(\"ok\")", 1.0),
+    ];
+    let mut sorted = traced.clone();
+    sorted.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(sorted, expected.map(|(name, value)| (name.to_owned(), "a \"trace\", größer".to_owned(), value)));
 
     // An endpoint that comes now was at nothing a moment ago.
     let before = kit::now_ms();
@@ -287,8 +311,10 @@ fn a_receiver_that_only_knows_1_0_is_spoken_to_in_it() {
     // The same request, in other words.
     let got = both.got();
     let [two, one] = &got[..2] else { panic!() };
-    let content = |got: &Got| got.series.iter().map(|s| (named(&s.labels), format!("{:?}", s.number), s.at)).collect::<BTreeSet<_>>();
+    let content = |got: &Got| got.series.iter().map(|s| (named(&s.labels), format!("{:?} {:?}", s.number, s.exemplars), s.at)).collect::<BTreeSet<_>>();
     assert_eq!((two.is_two, one.is_two, content(two)), (true, false, content(one)));
+    let has_traces = |got: &Got| got.series.iter().any(|s| s.exemplars.iter().any(|e| e.0.contains("größer")));
+    assert!(both.got().iter().any(|got| !got.is_two && has_traces(got)));
     assert!(metric(&server, "histograms", &["remote=\"r0\"", "result=\"left_out\""]) > 0.0);
     assert!(metric(&server, "histograms", &["remote=\"both\"", "result=\"written\""]) > 0.0);
     // Who is to be spoken to in 2.0 only and does not know it gets nothing, and that is said.

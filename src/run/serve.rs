@@ -253,6 +253,7 @@ fn site(config: &Config, address: std::net::SocketAddr, live: Live, (known, refu
         loopback: address.ip().is_loopback(),
         free_bytes_min: config.free_bytes_min,
         exported_endpoints_max: config.exported_endpoints_max,
+        scrapes: Arc::new(show::metrics::Scrapes::default()),
         remotes: remote_write::queues(&config.remote_writes, memory_ceiling),
         ready: Arc::new(AtomicBool::new(true)),
     }

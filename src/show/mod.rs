@@ -93,6 +93,8 @@ pub struct Site {
     pub free_bytes_min: u64,
     /// Endpoints in `/metrics`.
     pub exported_endpoints_max: usize,
+    /// Pages of metrics: what was asked for, and what scrapers share.
+    pub scrapes: Arc<metrics::Scrapes>,
     /// What waits for the receivers of remote-write.
     pub remotes: Arc<[Arc<remote_write::queue::Queue>]>,
     /// Whether the server takes requests.

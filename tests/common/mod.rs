@@ -177,6 +177,7 @@ impl Server {
             loopback: true,
             free_bytes_min: 0,
             exported_endpoints_max: 100,
+            scrapes: Arc::new(slowburn::show::metrics::Scrapes::default()),
             remotes: Arc::new([]),
             ready: Arc::new(AtomicBool::new(true)),
         };

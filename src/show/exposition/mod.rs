@@ -2,6 +2,7 @@
 //!
 //! In protobuf a family says its length first, so each is written twice, once only to measure it: processor for memory.
 
+pub(super) mod decided;
 pub(super) mod exemplar;
 pub(super) mod format;
 pub(super) mod protobuf;
@@ -70,6 +71,13 @@ impl<'a> From<&'a Family> for Head<'a> {
             _ => Kind::Gauge,
         };
         Self { name, help, kind }
+    }
+}
+
+fn put_family(out: &mut Vec<u8>, format: Format, family: &Family) {
+    match format {
+        Format::Text | Format::OpenMetrics => text::put_family(out, format, family),
+        Format::Protobuf => protobuf::put_family(out, family),
     }
 }
 
@@ -269,7 +277,8 @@ enum Step {
 #[derive(Debug)]
 pub(super) struct Page {
     format: Format,
-    first: Vec<u8>,
+    first: Bytes,
+    decided: Bytes,
     endpoints: Vec<Exported>,
     family: usize,
     next: usize,
@@ -284,15 +293,11 @@ impl Page {
     /// Of a family without a sample whoever reads it learns the name.
     pub(super) fn new(format: Format, families: &[Family], endpoints: Vec<Exported>) -> Self {
         let mut first = Vec::new();
-        for family in families {
-            match format {
-                Format::Text | Format::OpenMetrics => text::put_family(&mut first, format, family),
-                Format::Protobuf => protobuf::put_family(&mut first, family),
-            }
-        }
+        families.iter().for_each(|family| put_family(&mut first, format, family));
         let mut page = Self {
             format,
-            first,
+            first: first.into(),
+            decided: Bytes::new(),
             endpoints,
             family: 0,
             next: 0,
@@ -304,6 +309,11 @@ impl Page {
         };
         page.begin_family(0);
         page
+    }
+
+    /// The same, with families that are written already.
+    pub(super) fn with(self, decided: Bytes) -> Self {
+        Self { decided, ..self }
     }
 
     /// The same, packed.
@@ -349,8 +359,10 @@ impl Page {
     }
 
     fn plain_step(&mut self) -> Step {
-        if !self.first.is_empty() {
-            return Step::Piece(std::mem::take(&mut self.first).into());
+        for part in [&mut self.first, &mut self.decided] {
+            if !part.is_empty() {
+                return Step::Piece(std::mem::take(part));
+            }
         }
         let mut out = Vec::with_capacity(PIECE_BYTES + 4_096);
         let mut measured = 0;
