@@ -127,6 +127,16 @@ fn by_route(exemplars: &[Exemplar], name: &str) -> BTreeMap<String, (String, Str
     found
 }
 
+/// Prometheus 2.42 reads the escapes in an exemplar of `OpenMetrics` and leaves them as they stand; later ones may take them away.
+fn as_sent(found: &mut BTreeMap<String, (String, String, i64)>, sent: &BTreeMap<String, (String, String, i64)>) {
+    for (route, (trace, ..)) in found {
+        let original = &sent[route].0;
+        if *trace == original.replace('\\', r"\\").replace('"', r#"\""#) {
+            trace.clone_from(original);
+        }
+    }
+}
+
 /// The value of each series of a query, by its labels.
 fn values(prometheus: &Prometheus, query: &str) -> BTreeMap<String, String> {
     let result = prometheus.result(query);
@@ -185,7 +195,9 @@ fn every_format_is_scraped_with_the_same_values_and_the_traces_are_exemplars() {
     let durations = "{__name__=~\"slowburn_request_duration_seconds|slowburn_request_duration_seconds_bucket\"}";
     let [text, open, protobuf] = [0, 1, 2].map(|n| all[n].exemplars(durations));
     assert_eq!(text, vec![]);
-    assert_eq!(by_route(&open, BUCKETS), sent.traced);
+    let mut of_open = by_route(&open, BUCKETS);
+    as_sent(&mut of_open, &sent.traced);
+    assert_eq!(of_open, sent.traced);
     let les: BTreeSet<(&str, &str)> = open.iter().map(|(series, ..)| (series["route"].as_str(), series["le"].as_str())).collect();
     assert!(les.contains(&("/critical", "+Inf")) && les.contains(&("/0", "+Inf")), "{les:?}");
     let mut of_protobuf = by_route(&protobuf, BUCKETS);
@@ -195,7 +207,9 @@ fn every_format_is_scraped_with_the_same_values_and_the_traces_are_exemplars() {
     let ones: BTreeMap<_, _> = sent.traced.iter().map(|(route, (trace, _, ms))| (route.clone(), (trace.clone(), "1".to_owned(), *ms))).collect();
     for prometheus in &all[1..] {
         let counted = prometheus.exemplars("slowburn_requests_total");
-        assert_eq!(by_route(&counted, "slowburn_requests_total"), ones);
+        let mut found = by_route(&counted, "slowburn_requests_total");
+        as_sent(&mut found, &sent.traced);
+        assert_eq!(found, ones);
         assert!(counted.iter().all(|(series, ..)| series["outcome"] == "error"));
     }
 
