@@ -424,7 +424,7 @@ impl Prometheus {
         Self::start_with(dir, target, &format!("rule_files: ['{rules}']\n"), "", &[])
     }
 
-    /// One that takes native histograms, by whatever its version wants for it: a flag up to 3.7, a setting of the scrape from then on. Where it can, it takes the classic buckets too.
+    /// One that keeps exemplars and takes native histograms, by whatever its version wants for it: a flag up to 3.7, a setting of the scrape from then on. Where it can, it takes the classic buckets too.
     pub(crate) fn start_native(dir: &Path, target: SocketAddr) -> Self {
         let version = prometheus_version();
         let settings = match version {
@@ -433,7 +433,8 @@ impl Prometheus {
             (2, 45..) => ", scrape_classic_histograms: true",
             _ => "",
         };
-        Self::start_with(dir, target, "", settings, if version < (3, 8) { &["--enable-feature=native-histograms"] } else { &[] })
+        let features = if version < (3, 8) { "exemplar-storage,native-histograms" } else { "exemplar-storage" };
+        Self::start_with(dir, target, "", settings, &[&format!("--enable-feature={features}")])
     }
 
     /// One that keeps exemplars and asks for one format: by its name in the settings where there is such a setting; before that for protobuf with native histograms, else
