@@ -1,6 +1,6 @@
 //! Exemplars follow from the log alone: a restart from snapshot and log, a rebuild from archive and log, and the server that never stopped have the same bytes of them.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking; numbers far below 2^31")]
 
 mod common;
 

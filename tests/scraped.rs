@@ -1,6 +1,6 @@
 //! A real Prometheus for each format: what came over the wire was that format, the values are the same in all of them, and the traces that Slowburn was sent are its exemplars.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a test fails by panicking; counts far below 2^53")]
 
 #[path = "peers/kit.rs"]
 #[allow(dead_code, reason = "it takes a part")]
@@ -71,11 +71,12 @@ fn pass(stream: TcpStream, server: SocketAddr, accept: Option<&str>, types: &Mut
             break;
         }
         let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
-        head += &match (name.as_str(), accept) {
+        let line = match (name.as_str(), accept) {
             ("accept", Some(accept)) => format!("Accept: {accept}\r\n"),
             ("host", _) => format!("Host: {server}\r\n"),
             _ => line,
         };
+        head.push_str(&line);
     }
     let mut to = TcpStream::connect(server)?;
     write!(to, "{head}Connection: close\r\n\r\n")?;
@@ -97,6 +98,13 @@ struct Sent {
     lines: String,
     /// By route: trace, seconds, milliseconds.
     traced: BTreeMap<String, (String, String, i64)>,
+}
+
+impl Sent {
+    /// Likewise, as counters have it: one request.
+    fn counted(&self) -> BTreeMap<String, (String, String, i64)> {
+        self.traced.iter().map(|(route, (trace, _, ms))| (route.clone(), (trace.clone(), "1".to_owned(), *ms))).collect()
+    }
 }
 
 /// Some requests of each route, one of them with a trace, on durations that lie in different buckets.
@@ -143,8 +151,73 @@ fn values(prometheus: &Prometheus, query: &str) -> BTreeMap<String, String> {
     result["data"]["result"].as_array().unwrap().iter().map(|s| (s["metric"].to_string(), s["value"][1].as_str().unwrap_or_default().to_owned())).collect()
 }
 
+const REQUESTS: &str = "sum by (service, kind, route, outcome) (slowburn_requests_total)";
 const BUCKETS: &str = "slowburn_request_duration_seconds_bucket";
 const NATIVE: &str = "slowburn_request_duration_seconds";
+
+fn same_values(all: &[Prometheus]) {
+    // Classic histograms are those of endpoints that are not critical: some Prometheus keeps only native ones where it has them.
+    for query in [
+        REQUESTS,
+        "sum by (route, le) (slowburn_request_duration_seconds_bucket{route!=\"/critical\"})",
+        "sum by (route) (slowburn_request_duration_seconds_sum{route!=\"/critical\"})",
+        "sum by (route) (slowburn_request_duration_seconds_count{route!=\"/critical\"})",
+        "sum by (objective) (slowburn_slo_requests_total)",
+        "sum by (objective) (slowburn_slo_bad_requests_total)",
+        "sum by (objective) (slowburn_slo_objective_ratio)",
+        "sum by (outcome) (slowburn_ingest_timings_total)",
+    ] {
+        let [text, open, protobuf] = [0, 1, 2].map(|n| values(&all[n], query));
+        assert!(!text.is_empty() && text == open && text == protobuf, "{query}: {text:?} {open:?} {protobuf:?}");
+    }
+    let of_critical = |p: &Prometheus, query: &str| p.query(query).unwrap_or_else(|| panic!("{query}"));
+    let count = of_critical(&all[0], "sum(slowburn_request_duration_seconds_count{route=\"/critical\"})");
+    assert_eq!(count.to_bits(), of_critical(&all[1], "sum(slowburn_request_duration_seconds_count{route=\"/critical\"})").to_bits());
+    assert_eq!(count.to_bits(), of_critical(&all[2], "sum(histogram_count(slowburn_request_duration_seconds{route=\"/critical\"}))").to_bits());
+}
+
+fn traces_are_exemplars(all: &[Prometheus], sent: &Sent) {
+    // The traces: in the bucket of the duration, at the outcome, at the native histogram; none in text 0.0.4.
+    let durations = "{__name__=~\"slowburn_request_duration_seconds|slowburn_request_duration_seconds_bucket\"}";
+    let [text, open, protobuf] = [0, 1, 2].map(|n| all[n].exemplars(durations));
+    assert_eq!(text, vec![]);
+    let mut of_open = by_route(&open, BUCKETS);
+    as_sent(&mut of_open, &sent.traced);
+    assert_eq!(of_open, sent.traced);
+    let les: BTreeSet<(&str, &str)> = open.iter().map(|(series, ..)| (series["route"].as_str(), series["le"].as_str())).collect();
+    assert!(les.contains(&("/critical", "+Inf")) && les.contains(&("/0", "+Inf")), "{les:?}");
+    let mut of_protobuf = by_route(&protobuf, BUCKETS);
+    of_protobuf.extend(by_route(&protobuf, NATIVE));
+    assert_eq!(of_protobuf, sent.traced);
+    assert!(by_route(&protobuf, NATIVE).contains_key("/critical"), "{protobuf:?}");
+    let ones = sent.counted();
+    for prometheus in &all[1..] {
+        let counted = prometheus.exemplars("slowburn_requests_total");
+        let mut found = by_route(&counted, "slowburn_requests_total");
+        as_sent(&mut found, &sent.traced);
+        assert_eq!(found, ones);
+        assert!(counted.iter().all(|(series, ..)| series["outcome"] == "error"));
+    }
+}
+
+/// Where Grafana asks it directly; and each endpoint names its trace.
+fn slowburn_answers_the_same(server: &Server, sent: &Sent) {
+    let own = kit::exemplars(server.address, "histogram_quantile(0.95, sum by (le) (rate(slowburn_request_duration_seconds_bucket[5m])))");
+    assert_eq!(by_route(&own, BUCKETS), sent.traced);
+    assert_eq!(own.iter().find(|(series, ..)| series["route"] == "/critical").unwrap().0["le"], "+Inf");
+    assert_eq!(by_route(&kit::exemplars(server.address, "slowburn_requests_total"), "slowburn_requests_total"), sent.counted());
+    assert_eq!(kit::exemplars(server.address, "slowburn_endpoint_latency_seconds"), vec![]);
+    let endpoints = server.get("/api/v1/endpoints?service=shop");
+    let traces: BTreeMap<String, String> = endpoints["endpoints"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| (e["route"].as_str().unwrap().to_owned(), e["slowest_traces"][0]["trace_id"].as_str().unwrap().to_owned()))
+        .collect();
+    let mut expected: BTreeMap<String, String> = sent.traced.iter().map(|(route, (trace, ..))| (route.clone(), trace.clone())).collect();
+    expected.insert("/long".to_owned(), "x".repeat(121));
+    assert_eq!(traces, expected);
+}
 
 #[test]
 fn every_format_is_scraped_with_the_same_values_and_the_traces_are_exemplars() {
@@ -162,8 +235,7 @@ fn every_format_is_scraped_with_the_same_values_and_the_traces_are_exemplars() {
     });
     let all: Vec<Prometheus> =
         FORMATS.iter().zip(&wires).zip(&dirs).map(|(((name, ..), wire), dir)| Prometheus::start_asking_for(dir.path(), wire.address, name)).collect();
-    let requests = "sum by (service, kind, route, outcome) (slowburn_requests_total)";
-    until("each has scraped", 60, || all.iter().all(|p| values(p, requests).len() == 4 * (sent.traced.len() + 1)));
+    until("each has scraped", 60, || all.iter().all(|p| values(p, REQUESTS).len() == 4 * (sent.traced.len() + 1)));
 
     // Over the wire came what it was to be, and nothing else; Slowburn says so too.
     let scraped = server.samples();
@@ -172,64 +244,11 @@ fn every_format_is_scraped_with_the_same_values_and_the_traces_are_exemplars() {
         assert!(scraped[&format!("slowburn_process_scrapes{{format=\"{own_name}\"}}")] >= 1.0, "{name}");
     }
 
-    // Classic histograms are those of endpoints that are not critical: some Prometheus keeps only native ones where it has them.
-    for query in [
-        requests,
-        "sum by (route, le) (slowburn_request_duration_seconds_bucket{route!=\"/critical\"})",
-        "sum by (route) (slowburn_request_duration_seconds_sum{route!=\"/critical\"})",
-        "sum by (route) (slowburn_request_duration_seconds_count{route!=\"/critical\"})",
-        "sum by (objective) (slowburn_slo_requests_total)",
-        "sum by (objective) (slowburn_slo_bad_requests_total)",
-        "sum by (objective) (slowburn_slo_objective_ratio)",
-        "sum by (outcome) (slowburn_ingest_timings_total)",
-    ] {
-        let [text, open, protobuf] = [0, 1, 2].map(|n| values(&all[n], query));
-        assert!(!text.is_empty() && text == open && text == protobuf, "{query}: {text:?} {open:?} {protobuf:?}");
-    }
-    let of_critical = |p: &Prometheus, query: &str| p.query(query).unwrap_or_else(|| panic!("{query}"));
-    let count = of_critical(&all[0], "sum(slowburn_request_duration_seconds_count{route=\"/critical\"})");
-    assert_eq!(count.to_bits(), of_critical(&all[1], "sum(slowburn_request_duration_seconds_count{route=\"/critical\"})").to_bits());
-    assert_eq!(count.to_bits(), of_critical(&all[2], "sum(histogram_count(slowburn_request_duration_seconds{route=\"/critical\"}))").to_bits());
-
-    // The traces: in the bucket of the duration, at the outcome, at the native histogram; none in text 0.0.4.
-    let durations = "{__name__=~\"slowburn_request_duration_seconds|slowburn_request_duration_seconds_bucket\"}";
-    let [text, open, protobuf] = [0, 1, 2].map(|n| all[n].exemplars(durations));
-    assert_eq!(text, vec![]);
-    let mut of_open = by_route(&open, BUCKETS);
-    as_sent(&mut of_open, &sent.traced);
-    assert_eq!(of_open, sent.traced);
-    let les: BTreeSet<(&str, &str)> = open.iter().map(|(series, ..)| (series["route"].as_str(), series["le"].as_str())).collect();
-    assert!(les.contains(&("/critical", "+Inf")) && les.contains(&("/0", "+Inf")), "{les:?}");
-    let mut of_protobuf = by_route(&protobuf, BUCKETS);
-    of_protobuf.extend(by_route(&protobuf, NATIVE));
-    assert_eq!(of_protobuf, sent.traced);
-    assert!(by_route(&protobuf, NATIVE).contains_key("/critical"), "{protobuf:?}");
-    let ones: BTreeMap<_, _> = sent.traced.iter().map(|(route, (trace, _, ms))| (route.clone(), (trace.clone(), "1".to_owned(), *ms))).collect();
-    for prometheus in &all[1..] {
-        let counted = prometheus.exemplars("slowburn_requests_total");
-        let mut found = by_route(&counted, "slowburn_requests_total");
-        as_sent(&mut found, &sent.traced);
-        assert_eq!(found, ones);
-        assert!(counted.iter().all(|(series, ..)| series["outcome"] == "error"));
-    }
-
-    // Slowburn answers the same where Grafana asks it directly, also after a crash; what endpoints are like is not its business then.
+    same_values(&all);
+    traces_are_exemplars(&all, &sent);
+    // Also after a crash.
     for _ in 0..2 {
-        let own = kit::exemplars(server.address, "histogram_quantile(0.95, sum by (le) (rate(slowburn_request_duration_seconds_bucket[5m])))");
-        assert_eq!(by_route(&own, BUCKETS), sent.traced);
-        assert_eq!(own.iter().find(|(series, ..)| series["route"] == "/critical").unwrap().0["le"], "+Inf");
-        assert_eq!(by_route(&kit::exemplars(server.address, "slowburn_requests_total"), "slowburn_requests_total"), ones);
-        assert_eq!(kit::exemplars(server.address, "slowburn_endpoint_latency_seconds"), vec![]);
-        let endpoints = server.get("/api/v1/endpoints?service=shop");
-        let traces: BTreeMap<String, String> = endpoints["endpoints"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|e| (e["route"].as_str().unwrap().to_owned(), e["slowest_traces"][0]["trace_id"].as_str().unwrap().to_owned()))
-            .collect();
-        let mut expected: BTreeMap<String, String> = sent.traced.iter().map(|(route, (trace, ..))| (route.clone(), trace.clone())).collect();
-        expected.insert("/long".to_owned(), "x".repeat(121));
-        assert_eq!(traces, expected);
+        slowburn_answers_the_same(&server, &sent);
         server.start_again();
     }
 

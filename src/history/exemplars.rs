@@ -331,7 +331,7 @@ mod tests {
             let other = filled(&some, &[false; 60]);
             prop_assert_eq!(postcard::to_stdvec(&one).unwrap(), postcard::to_stdvec(&other).unwrap());
             // Naively: the slowest of each window.
-            let mut naive: BTreeMap<(bool, i64, u32, bool), (u64, i64, Outcome, String)> = BTreeMap::new();
+            let mut naive = BTreeMap::new();
             for (endpoint, ms, us, outcome, trace) in &some {
                 let start = if *ms >= 36 * 60_000 { ms / 60_000 * 60_000 } else { ms / TEN_MINUTES_MS * TEN_MINUTES_MS };
                 let said = (*us, T + ms, Outcome::ALL[*outcome], trace.clone());

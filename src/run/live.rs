@@ -445,12 +445,7 @@ impl Engine {
             }
         }
         let batches: Vec<&Batch> = taken.iter().map(|(s, _)| &s.batch).collect();
-        let full_per_mille = self.memory.per_mille();
-        self.creation.set(now, full_per_mille >= NEW_ENDPOINTS_TO);
-        let mut delta = self.machine.fold_within(&batches, Some(&mut self.creation));
-        if full_per_mille >= TRACES_TO {
-            self.gauges.traces_shed.fetch_add(delta.shed_traces(), Ordering::Relaxed);
-        }
+        let mut delta = self.fold(&batches, now);
         let refused = self.refusals.take();
         let fates: Fates = std::array::from_fn(|i| fates[i] + refused[i]);
         for (total, more) in delta.fates.iter_mut().zip(fates) {
@@ -476,6 +471,17 @@ impl Engine {
             self.apply(position, &mut delta)?;
         }
         if again.is_empty() { Ok(()) } else { self.commit_batches(again) }
+    }
+
+    /// Turns batches into counts, as far as there is memory for what hangs on them.
+    fn fold(&mut self, batches: &[&Batch], now: Timestamp) -> Delta {
+        let full_per_mille = self.memory.per_mille();
+        self.creation.set(now, full_per_mille >= NEW_ENDPOINTS_TO);
+        let mut delta = self.machine.fold_within(batches, Some(&mut self.creation));
+        if full_per_mille >= TRACES_TO {
+            self.gauges.traces_shed.fetch_add(delta.shed_traces(), Ordering::Relaxed);
+        }
+        delta
     }
 
     fn warn_of_older_starts<'a>(&self, taken: impl Iterator<Item = &'a Committed>) {

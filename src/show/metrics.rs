@@ -195,7 +195,7 @@ async fn exported(site: &Site, question: &Question) -> Result<(Vec<Exported>, Ve
 fn put_exemplars(endpoints: &mut [Exported], exemplars: &Exemplars) {
     let (Some(first), Some(last)) = (endpoints.first().map(|e| e.id), endpoints.last().map(|e| e.id)) else { return };
     let mut recent: Vec<_> = exemplars.of(first..=last, exemplars.recent()).filter(|(_, e)| fits(e)).collect();
-    recent.sort_by(|a, b| (a.0, a.1.ts).cmp(&(b.0, b.1.ts)));
+    recent.sort_by_key(|(id, e)| (*id, e.ts));
     for of_one in recent.chunk_by(|a, b| a.0 == b.0) {
         if let Ok(at) = endpoints.binary_search_by_key(&of_one[0].0, |e| e.id) {
             endpoints[at].exemplars = of_one.iter().map(|(_, e)| (*e).clone()).collect();

@@ -39,7 +39,9 @@ impl Decided {
     /// Writes the part, and keeps it until something else is decided.
     pub(in crate::show) fn write(&self, format: Format, decided: Position, families: &[Family]) -> Bytes {
         let mut part = Vec::new();
-        families.iter().for_each(|family| put_family(&mut part, format, family));
+        for family in families {
+            put_family(&mut part, format, family);
+        }
         self.written.fetch_add(1, Ordering::Relaxed);
         let part = Bytes::from(part);
         let kept = (part.len() <= KEPT_BYTES_MAX).then(|| (decided, part.clone()));

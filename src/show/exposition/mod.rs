@@ -293,7 +293,9 @@ impl Page {
     /// Of a family without a sample whoever reads it learns the name.
     pub(super) fn new(format: Format, families: &[Family], endpoints: Vec<Exported>) -> Self {
         let mut first = Vec::new();
-        families.iter().for_each(|family| put_family(&mut first, format, family));
+        for family in families {
+            put_family(&mut first, format, family);
+        }
         let mut page = Self {
             format,
             first: first.into(),

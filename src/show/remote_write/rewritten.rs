@@ -60,8 +60,10 @@ fn text<'a>(symbols: &[&'a [u8]], reference: u64) -> Result<&'a [u8], Broken> {
     usize::try_from(reference).ok().and_then(|at| symbols.get(at)).copied().ok_or(Broken::NoField)
 }
 
-/// Names and values of labels.
-fn labels_of<'a>(symbols: &[&'a [u8]], mut references: &[u8]) -> Result<Vec<(&'a [u8], &'a [u8])>, Broken> {
+/// Name and value.
+type Label<'a> = (&'a [u8], &'a [u8]);
+
+fn labels_of<'a>(symbols: &[&'a [u8]], mut references: &[u8]) -> Result<Vec<Label<'a>>, Broken> {
     let mut labels = Vec::new();
     while !references.is_empty() {
         labels.push((text(symbols, take_varint(&mut references)?)?, text(symbols, take_varint(&mut references)?)?));
@@ -69,7 +71,7 @@ fn labels_of<'a>(symbols: &[&'a [u8]], mut references: &[u8]) -> Result<Vec<(&'a
     Ok(labels)
 }
 
-fn put_labels(out: &mut Vec<u8>, labels: &[(&[u8], &[u8])]) {
+fn put_labels(out: &mut Vec<u8>, labels: &[Label<'_>]) {
     for (label, value) in labels {
         put_message(out, 1, |out| {
             put_bytes(out, 1, label);
