@@ -505,9 +505,7 @@ impl Machine {
     pub fn close(&self, end: Slot) -> Delta {
         debug_assert!(self.gathered.is_empty(), "what was taken in is settled before it is judged");
         let mut record = self.judge.decide(judge::Command::CloseSlot(end)).expect("closing a slot is never refused");
-        if let Record::SlotClosed(closed) = &mut record
-            && !self.exemplars.is_empty()
-        {
+        if let Record::SlotClosed(closed) = &mut record {
             closed.transitions.iter_mut().chain(closed.notifications.iter_mut().map(|n| &mut n.line)).for_each(|line| self.show_trace(line));
         }
         record.into()

@@ -27,8 +27,9 @@ pub const KEPT_MS: i64 = 6 * 3_600_000;
 
 const TEN_MINUTES_MS: i64 = 600_000;
 
-/// Bytes that those of critical endpoints may take, and those of all others.
-pub const BYTES_MAX: u64 = 16 << 20;
+/// Bytes that those of critical endpoints may take, and those of all others: some 55,000 with a usual trace. A full minute that becomes part of its ten holds up commits for some
+/// milliseconds.
+pub const BYTES_MAX: u64 = 8 << 20;
 
 /// What one takes beside its text: itself, its key, its share of the tree, two counts of references.
 const EXEMPLAR_BYTES: u64 = 112;
@@ -46,9 +47,11 @@ pub struct Exemplar {
     pub trace_id: Arc<str>,
 }
 
+/// Of two that took equally long the later one is taken, and so on, so that the order in which they come makes no difference.
+type Order<'a> = (u64, Timestamp, Outcome, &'a str);
+
 impl Exemplar {
-    /// Of two that took equally long the later one is taken, so that the order in which they come makes no difference.
-    fn order(&self) -> (u64, Timestamp, Outcome, &str) {
+    fn order(&self) -> Order<'_> {
         (self.us, self.ts, self.outcome, &self.trace_id)
     }
 
@@ -92,9 +95,9 @@ impl Exemplars {
         if detail.ts < self.kept_from() {
             return;
         }
-        let exemplar = Exemplar { us: detail.duration_us, ts: detail.ts, outcome: detail.outcome, trace_id: trace_id.into() };
         let is_minute = Tier::Minute.period_of(detail.ts) >= self.minutes_from();
-        self.left_out += self.of[usize::from(is_critical)].add((detail.endpoint, detail.outcome.is_failure()), exemplar, is_minute);
+        let order = (detail.duration_us, detail.ts, detail.outcome, trace_id);
+        self.left_out += self.of[usize::from(is_critical)].add((detail.endpoint, detail.outcome.is_failure()), order, is_minute, || trace_id.into());
     }
 
     /// Everything up to there was judged: what is old goes.
@@ -163,14 +166,16 @@ impl Exemplars {
 }
 
 impl Windows {
-    /// How many had to go for it.
-    fn add(&mut self, key: (EndpointId, bool), exemplar: Exemplar, is_minute: bool) -> u64 {
+    /// Adds one unless a slower one is known; how many had to go for it.
+    fn add(&mut self, key: (EndpointId, bool), order: Order<'_>, is_minute: bool, trace_id: impl FnOnce() -> Arc<str>) -> u64 {
+        let (us, ts, outcome, _) = order;
         let (all, width_ms) = if is_minute { (&mut self.minutes, 60_000) } else { (&mut self.tens, TEN_MINUTES_MS) };
-        let start = Timestamp(exemplar.ts.0.div_euclid(width_ms) * width_ms);
-        // What is slower is known already, most of the time: a window that somebody looks at is copied only for news.
-        if all.get(&start).and_then(|w| w.get(&key)).is_some_and(|known| known.order() >= exemplar.order()) {
+        let start = Timestamp(ts.0.div_euclid(width_ms) * width_ms);
+        // A slower one is known, most of the time: a window that somebody looks at is copied only for news.
+        if all.get(&start).and_then(|w| w.get(&key)).is_some_and(|known| known.order() >= order) {
             return 0;
         }
+        let exemplar = Exemplar { us, ts, outcome, trace_id: trace_id() };
         let window = Arc::make_mut(all.entry(start).or_default());
         let bytes = exemplar.bytes();
         match window.entry(key) {
@@ -202,7 +207,7 @@ impl Windows {
             self.forget(&minute);
             for (key, exemplar) in &*minute {
                 if exemplar.ts >= kept_from {
-                    gone += self.add(*key, exemplar.clone(), false);
+                    gone += self.add(*key, exemplar.order(), false, || Arc::clone(&exemplar.trace_id));
                 }
             }
         }

@@ -3,16 +3,18 @@
 //! They are those that are kept: of each endpoint the slowest of each minute and, further back, of each ten minutes, some hours back.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::super::Site;
 use super::super::exposition::exemplar::{Shown, fits, of_bucket, shown};
 use super::super::promql::evaluate::Labels;
-use super::super::promql::expression::{NAME, parse};
+use super::super::promql::expression::{Leaf, NAME, parse};
 use super::form::{Form, invalid};
 use super::metric::{Metric, Part, endpoint_labels};
 use super::past::Catalogue;
-use super::{Answer, Failure, json};
-use crate::history::exemplars::Exemplar;
+use super::{Answer, Failure, broken, json};
+use crate::endpoint::EndpointId;
+use crate::history::exemplars::{Exemplar, Exemplars};
 use crate::time::{TIMESTAMP_MS_MAX, TimeRange, Timestamp};
 
 /// Exemplars in one answer.
@@ -27,37 +29,53 @@ pub(super) async fn exemplars(site: &Site, form: &Form) -> Result<Answer, Failur
     if end < start {
         return Err(invalid("end", "end timestamp must not be before start timestamp"));
     }
-    let range = TimeRange { from: start, to: end.plus_ms(1) };
+    let running = site.queries.begin().await?;
     let catalogue = Catalogue::of(site, false).await?;
-    // It is shared, not copied.
+    // They are shared, not copied.
     let known = site.look(|scene| scene.machine.exemplars.clone()).await?;
-    let mut series: BTreeMap<Labels, Vec<Shown<'_>>> = BTreeMap::new();
-    let mut left = LISTED_MAX;
-    for leaf in &query.leaves {
-        for metric in METRICS {
-            catalogue.each(metric, &leaf.matchers, |id, key, parts| {
-                let mut all: Vec<&Exemplar> = known.of(id..=id, range).map(|(_, e)| e).filter(|e| fits(e)).collect();
-                all.sort_by_key(|e| e.ts);
-                let bounds = if all.is_empty() { Vec::new() } else { catalogue.bounds_of(key) };
-                for (part_labels, part) in parts.into_iter().filter(|_| !all.is_empty()) {
+    let range = TimeRange { from: start, to: end.plus_ms(1) };
+    let answered = tokio::task::spawn_blocking(move || {
+        // It runs to its end, also when whoever asked has gone.
+        let _running = running;
+        selected(&query.leaves, &catalogue, &known, range)
+    });
+    answered.await.map_err(|e| broken(&e))
+}
+
+fn selected(leaves: &[Leaf], catalogue: &Catalogue, known: &Exemplars, range: TimeRange) -> Answer {
+    let mut by_endpoint: BTreeMap<EndpointId, Vec<&Exemplar>> = BTreeMap::new();
+    for (id, exemplar) in known.of(EndpointId(0)..=EndpointId(u32::MAX), range).filter(|(_, e)| fits(e)) {
+        by_endpoint.entry(id).or_default().push(exemplar);
+    }
+    for all in by_endpoint.values_mut() {
+        all.sort_by_key(|e| e.ts);
+    }
+    let (mut series, mut left) = (BTreeMap::<Labels, Vec<Shown<'_>>>::new(), LISTED_MAX);
+    for (leaf, metric) in leaves.iter().flat_map(|leaf| METRICS.map(|metric| (leaf, metric))) {
+        catalogue.each_of(
+            metric,
+            &leaf.matchers,
+            |id| by_endpoint.contains_key(&id),
+            |id, key, parts| {
+                let (all, bounds) = (&by_endpoint[&id], catalogue.bounds_of(key));
+                for (part_labels, part) in parts {
                     let of_part: Vec<Shown<'_>> = all.iter().filter_map(|e| of(&part, e, &bounds)).take(left).collect();
                     if of_part.is_empty() {
                         continue;
                     }
                     let name = [(NAME.to_owned(), metric.name().to_owned())];
                     let own = part_labels.into_iter().map(|(name, value)| (name.to_owned(), value));
-                    let labels: Labels = endpoint_labels(key).into_iter().chain(name).chain(own).collect();
                     // Two selectors of an expression may name the same.
-                    if let std::collections::btree_map::Entry::Vacant(place) = series.entry(labels) {
+                    if let Entry::Vacant(place) = series.entry(endpoint_labels(key).into_iter().chain(name).chain(own).collect()) {
                         left -= of_part.len();
                         place.insert(of_part);
                     }
                 }
-            });
-        }
+            },
+        );
     }
     let notes = (left == 0).then(|| format!("results truncated due to limit: {LISTED_MAX} exemplars")).into_iter().collect();
-    Ok(Answer { data: json::of_exemplars(&series), notes })
+    Answer { data: json::of_exemplars(&series), notes }
 }
 
 /// An exemplar as the part of a metric has it, if it does.

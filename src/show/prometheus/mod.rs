@@ -266,7 +266,6 @@ async fn buildinfo() -> Answer {
 }
 
 async fn exemplars(State(site): State<Arc<Site>>, form: Form) -> Result<Answer, Failure> {
-    let _running = site.queries.begin().await?;
     exemplars::exemplars(&site, &form).await
 }
 

@@ -79,12 +79,23 @@ impl Catalogue {
     }
 
     /// Tells each endpoint that has series of a metric which matchers let through, with these.
-    pub(super) fn each(&self, metric: Metric, matchers: &[Matcher], mut tell: impl FnMut(EndpointId, &EndpointKey, Vec<(PartLabels, Part)>)) {
+    pub(super) fn each(&self, metric: Metric, matchers: &[Matcher], tell: impl FnMut(EndpointId, &EndpointKey, Vec<(PartLabels, Part)>)) {
+        self.each_of(metric, matchers, |_| true, tell);
+    }
+
+    /// Likewise, of some endpoints.
+    pub(super) fn each_of(
+        &self,
+        metric: Metric,
+        matchers: &[Matcher],
+        is_wanted: impl Fn(EndpointId) -> bool,
+        mut tell: impl FnMut(EndpointId, &EndpointKey, Vec<(PartLabels, Part)>),
+    ) {
         if !matchers.iter().filter(|m| m.name == NAME).all(|m| m.is_match(metric.name())) {
             return;
         }
         let none = Vec::new();
-        for (id, key) in (0..).map(EndpointId).zip(&self.keys) {
+        for (id, key) in (0..).map(EndpointId).zip(&self.keys).filter(|(id, _)| is_wanted(*id)) {
             let objectives = self.objectives.get(&id).unwrap_or(&none);
             if metric.is_of_objectives() && objectives.is_empty() {
                 continue;
