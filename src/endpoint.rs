@@ -91,13 +91,19 @@ impl EndpointKey {
         Self { service: service.to_owned(), env: String::new(), kind: "http".to_owned(), method: String::new(), route: OVERFLOW_ROUTE.to_owned() }
     }
 
+    /// Among others of its service: `POST /orders`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let space = if self.method.is_empty() { "" } else { " " };
+        format!("{}{space}{}", self.method, self.route)
+    }
+
     /// For a person: `POST /orders (shop, prod)`.
     #[must_use]
     pub fn title(&self) -> String {
-        let space = if self.method.is_empty() { "" } else { " " };
         let env = if self.env.is_empty() { String::new() } else { format!(", {}", self.env) };
         let kind = if self.kind == "http" { String::new() } else { format!(", {}", self.kind) };
-        format!("{}{space}{} ({}{env}{kind})", self.method, self.route, self.service)
+        format!("{} ({}{env}{kind})", self.name(), self.service)
     }
 }
 

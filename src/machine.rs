@@ -19,16 +19,18 @@ use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
 use crate::history::counts::{Counted, Counts, Writer};
 use crate::history::creation::{Creation, May};
+use crate::history::exemplars::{Exemplar, Exemplars};
 use crate::history::gathered::{Block, Gathered};
 use crate::history::open_slots::{ClosedMinute, OpenSlots};
 use crate::history::reader::Wanted;
 use crate::history::totals::{Sums, Total};
-use crate::incident::{Found, Incident};
+use crate::incident::{Class, Found, Grounds, Incident, SlowestTrace, Transition};
 use crate::ingest::batch_keys::{BatchKeys, Committed, Identity, Senders};
 use crate::ingest::packed::Packed;
 use crate::ingest::{Batch, Detail, Fate, Fates, Item, Report, Whose};
 use crate::judge::{self, Judge, Promises, Record};
 use crate::log::record::{Frame, Kind, Position, Section};
+use crate::objective::Goal;
 use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
 use crate::works::in_flight::{self, Running};
 use crate::works::presence::{self, Presence};
@@ -36,6 +38,9 @@ use crate::works::promised::Promised;
 
 /// Recent latency is that of the last minute judged and of what came since.
 const RECENT_SLOTS: u32 = 6;
+
+/// An incident's trace may be so much older than its opening: what it rests on is.
+const TRACE_BEFORE_MS: i64 = 3_600_000;
 
 /// Kinds of endpoints that requests in flight may be of: their reports do not say.
 const RUNNING_KINDS: [&str; 3] = ["http", "rpc", "job"];
@@ -183,6 +188,13 @@ impl Delta {
         Ok(delta)
     }
 
+    /// Takes the traces out of it, and what they were all of; how many there were.
+    pub fn shed_traces(&mut self) -> u64 {
+        let traces = self.details.iter_mut().filter_map(|d| d.trace_id.take()).count() as u64;
+        self.details.retain(|d| d.actor.is_some() || d.key.is_some());
+        traces
+    }
+
     /// A time at or before which it was written, if it tells one.
     #[must_use]
     pub fn at(&self) -> Option<Timestamp> {
@@ -234,10 +246,14 @@ pub struct Machine {
     pub in_flight_reports: u64,
     /// Details kept, ever.
     pub details: u64,
+    /// The slowest timings that carried a trace.
+    pub exemplars: Exemplars,
     /// Notifications that ended, by receiver and result.
     pub delivered: BTreeMap<(String, &'static str), u64>,
     /// The last frame applied.
     pub position: Position,
+    /// The last frame that decided anything, or brought endpoints.
+    decided: Position,
     limits: Limits,
     /// By endpoint, where anything but plain counts are wanted of it.
     counting: Vec<Option<Box<Counting>>>,
@@ -348,6 +364,7 @@ pub struct State {
     in_flight_reports: u64,
     details: u64,
     delivered: Vec<(String, String, u64)>,
+    exemplars: Exemplars,
 }
 
 impl State {
@@ -378,8 +395,10 @@ impl Machine {
             judge,
             in_flight_reports: 0,
             details: 0,
+            exemplars: Exemplars::default(),
             delivered: BTreeMap::new(),
             position: Position(0),
+            decided: Position(0),
             limits,
             counting: Vec::new(),
             with_rules: Arc::new([]),
@@ -404,6 +423,12 @@ impl Machine {
     #[must_use]
     pub fn last_slot(&self) -> Option<Slot> {
         self.judging_alone.map_or_else(|| self.open.last(), |last| (last > Slot(0)).then_some(last))
+    }
+
+    /// The last frame that decided anything, or brought endpoints: until the next one incidents, markers and how objectives stand are the same, but for what comes late.
+    #[must_use]
+    pub fn decided(&self) -> Position {
+        self.decided
     }
 
     /// Turns batches into counts.
@@ -479,7 +504,37 @@ impl Machine {
     #[must_use]
     pub fn close(&self, end: Slot) -> Delta {
         debug_assert!(self.gathered.is_empty(), "what was taken in is settled before it is judged");
-        self.judge.decide(judge::Command::CloseSlot(end)).expect("closing a slot is never refused").into()
+        let mut record = self.judge.decide(judge::Command::CloseSlot(end)).expect("closing a slot is never refused");
+        if let Record::SlotClosed(closed) = &mut record {
+            closed.transitions.iter_mut().chain(closed.notifications.iter_mut().map(|n| &mut n.line)).for_each(|line| self.show_trace(line));
+        }
+        record.into()
+    }
+
+    /// Names the slowest trace that is known from the time of an incident, so that whoever is called can look at it.
+    fn show_trace(&self, line: &mut Transition) {
+        let open = self.judge.incidents().get(&line.id);
+        let opened_at = open.map_or(line.at, |i| i.opened_at);
+        let (from, failed_only) = match &line.evidence.grounds {
+            Grounds::Promise(broken) => (opened_at.plus_ms(-TRACE_BEFORE_MS), broken.objective == Goal::Availability.name()),
+            Grounds::Change(change) if line.kind.class() == Class::Latency => (change.since.min(opened_at.plus_ms(-TRACE_BEFORE_MS)), false),
+            Grounds::Change(_) => return,
+        };
+        let (range, key) = (TimeRange { from, to: Timestamp(i64::MAX) }, line.endpoint());
+        let together = line.evidence.change().map_or(&[][..], |c| &c.endpoints);
+        let known = if together.is_empty() {
+            self.catalogue.get(key.as_ref()).and_then(|id| self.exemplars.slowest(id, range, failed_only))
+        } else {
+            let is_of = |of: &EndpointKey| of.service == key.service && of.env == key.env && together.contains(&of.name());
+            let all = self.exemplars.of(EndpointId(0)..=EndpointId(u32::MAX), range);
+            all.filter(|(id, _)| self.catalogue.entry(*id).is_some_and(|e| is_of(&e.key))).map(|(_, e)| e).reduce(Exemplar::slower)
+        };
+        let told = open.and_then(|i| i.evidence.slowest_trace.clone());
+        let now = known.map(|e| SlowestTrace::new(&e.trace_id, e.us, e.ts, e.outcome));
+        line.evidence.slowest_trace = match (told, now) {
+            (Some(told), Some(now)) => Some(if now.duration_ms > told.duration_ms { now } else { told }),
+            (told, now) => told.or(now),
+        };
     }
 
     /// Takes a frame in: the only mutation.
@@ -498,6 +553,9 @@ impl Machine {
 
     fn take(&mut self, position: Position, delta: &Delta, counts: Counts) -> Effects {
         self.position = position;
+        if !delta.records.is_empty() || !delta.endpoints.is_empty() {
+            self.decided = position;
+        }
         let mut effects = Effects::default();
         for entry in &delta.endpoints {
             let id = self.catalogue.add(entry.clone());
@@ -513,6 +571,8 @@ impl Machine {
         for detail in &delta.details {
             if let Some(entry) = self.catalogue.entry(detail.endpoint) {
                 self.works.detail(detail, &entry.key);
+                let is_critical = self.counting[detail.endpoint.0 as usize].as_ref().is_some_and(|c| c.critical);
+                self.exemplars.add(detail, is_critical);
             }
         }
         self.gather(counts);
@@ -568,6 +628,7 @@ impl Machine {
     /// A slot was judged: what is judged beside it, and the minutes that leave memory. `before` is up to where history went.
     fn take_closed(&mut self, end: Slot, before: Timestamp, effects: &mut Effects) {
         self.look_at_running(end.end());
+        self.exemplars.judged(end.end());
         let keys = &self.keys;
         let heard_at = |sender: &str| keys.senders().get(sender).map(|s| s.last_seen);
         let (judge, catalogue) = (&self.judge, &self.catalogue);
@@ -666,6 +727,7 @@ impl Machine {
     fn carry(&mut self, carried: &Carried) {
         if let Some(end) = carried.judged_to {
             self.judge.apply(&Record::SlotClosed(judge::SlotClosed { end, ..judge::SlotClosed::default() }));
+            self.exemplars.judged(end.end());
         }
         self.fates = carried.fates;
         self.keys.set_senders(carried.senders.clone());
@@ -737,6 +799,7 @@ impl Machine {
             in_flight_reports: self.in_flight_reports,
             details: self.details,
             delivered: self.delivered.iter().map(|((r, s), n)| (r.clone(), (*s).to_owned(), *n)).collect(),
+            exemplars: self.exemplars.clone(),
         }
     }
 
@@ -766,11 +829,12 @@ impl Machine {
             DeliveryResult::ALL.into_iter().find(|r| r.name() == name).map(DeliveryResult::name)
         };
         machine.delivered = kept.delivered.into_iter().filter_map(|(r, s, n)| Some(((r, result_of(&s)?), n))).collect();
+        machine.exemplars = kept.exemplars;
         machine.running = kept.running;
         if let Some(judged) = machine.judge.judged_to() {
             machine.look_at_running(judged.end());
         }
-        machine.position = position;
+        (machine.position, machine.decided) = (position, position);
         Some(machine)
     }
 

@@ -261,8 +261,11 @@ fn lines() -> String {
     let ts = kit::now_ms();
     (0..40_u64).fold(String::new(), |mut lines, n| {
         let (status, duration_ms) = (if n % 10 == 9 { 503 } else { 201 }, if n % 5 == 4 { 1_500 } else { 100 + 5 * n });
-        writeln!(lines, r#"{{"ts":{ts},"service":"shop","env":"prod","method":"POST","route":"/orders","status":{status},"duration_ms":{duration_ms}}}"#)
-            .unwrap();
+        writeln!(
+            lines,
+            r#"{{"ts":{ts},"service":"shop","env":"prod","method":"POST","route":"/orders","status":{status},"duration_ms":{duration_ms},"trace_id":"t{n}"}}"#
+        )
+        .unwrap();
         writeln!(lines, r#"{{"ts":{ts},"service":"shop","env":"prod","method":"GET","route":"/products","status":200,"duration_ms":{n}}}"#).unwrap();
         lines
     })
@@ -306,7 +309,7 @@ fn every_panel_has_data_of_a_slowburn_under_load() {
     // What has no data in this run has a name all the same.
     let named = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).map(str::to_owned);
     let exported: BTreeSet<String> = kit::samples(&scrape).into_keys().map(|series| series.split('{').next().unwrap().to_owned()).chain(named).collect();
-    let (mut empty, mut asked, mut excused) = (Vec::new(), 0, BTreeSet::new());
+    let (mut empty, mut asked, mut traced, mut excused) = (Vec::new(), 0, 0, BTreeSet::new());
     for board in boards() {
         for (place, expression) in board.expressions() {
             for (kind, prometheus, all) in [("classic", &classic, true), ("classic", &classic, false), ("native", &native, true), ("native", &native, false)] {
@@ -324,6 +327,16 @@ fn every_panel_has_data_of_a_slowburn_under_load() {
                 assert!(exported.contains(metric), "{place}: Slowburn has no {metric}");
             }
         }
+        // Where exemplars are asked for there are some, and each is drawn once.
+        for panel in board.panels() {
+            let asking: Vec<&Value> = list(&panel["targets"]).iter().filter(|t| t["exemplar"] == true).collect();
+            assert!(asking.len() <= 1, "{}: {}", board.name, panel["title"]);
+            for target in asking {
+                traced += 1;
+                let query = filled(&board, text(&target["expr"]), false);
+                assert!(!native.exemplars(&query).is_empty() && !kit::exemplars(server.address, &query).is_empty(), "{}: {query}", board.name);
+            }
+        }
         // What can be chosen is there to be chosen.
         for variable in list(&board.json["templating"]["list"]).iter().filter(|v| v["type"] == "query") {
             let query = text(&variable["query"]["query"]).strip_prefix("label_values(").and_then(|q| q.strip_suffix(')')).unwrap();
@@ -332,6 +345,7 @@ fn every_panel_has_data_of_a_slowburn_under_load() {
             assert!(classic.series(&values).unwrap() > 0, "{}: ${label}: {query}", board.name);
         }
     }
+    assert_eq!(traced, 4);
     eprintln!("{asked} expressions asked, without data as expected: {excused:?}");
     assert!(empty.is_empty(), "{}", empty.join("\n"));
 }

@@ -262,12 +262,14 @@ fn said_of(page: &str, program: &str, arguments: &[&str]) -> String {
     String::from_utf8(said).unwrap()
 }
 
-/// Reads a page from standard input and says how many families and samples it has.
+/// Reads a page from standard input and says how many families and samples it has, which traces stand behind samples, and which units there are.
 const OPEN_METRICS_READER: &str = "
 import sys
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read
 families = list(read(sys.stdin.buffer.read().decode()))
-print(len(families), sum(len(f.samples) for f in families), sorted({f.unit for f in families}))
+samples = [s for f in families for s in f.samples]
+traces = sorted((s.name, s.exemplar.labels['trace_id'], s.exemplar.value) for s in samples if s.exemplar)
+print(len(families), len(samples), traces, sorted({f.unit for f in families}))
 ";
 
 #[test]
@@ -278,6 +280,8 @@ fn the_reference_reader_takes_the_open_metrics_page() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &config(kit::free_port(), SHORT_WINDOWS));
     assert_eq!(server.post("", &(orders(60, 180, 0) + &orders(60, 2_000, 0))).1["accepted"], 120);
+    let traced = r#"{"service":"shop","route":"/traced","status":500,"duration_ms":2100,"trace_id":"a \"quoted\" \\ größer } # {"}"#;
+    assert_eq!(server.post("", traced).1["accepted"], 1);
     let marker = r#"{"title":"a \"quoted\" title\\","version":"1"}"#;
     assert_eq!(kit::ask(server.address, "POST", "/api/v1/markers", "Content-Type: application/json\r\n", marker).unwrap().0, 200);
     until("an incident", 60, || !server.incidents().is_empty());
@@ -287,6 +291,9 @@ fn the_reference_reader_takes_the_open_metrics_page() {
         let samples = page.lines().filter(|l| !l.starts_with('#')).count();
         let families = page.matches("# TYPE ").count();
         assert!(status == 200 && said.starts_with(&format!("{families} {samples} ")), "{said} {page}");
+        let trace = r#"'a "quoted" \\ größer } # {'"#;
+        let traces = format!("[('slowburn_request_duration_seconds_bucket', {trace}, 2.1), ('slowburn_requests_total', {trace}, 1.0)]");
+        assert_eq!(said.contains(&traces), !path.contains('?'), "{said}");
         assert!(path != "/metrics" || said.trim().ends_with("['', 'bytes', 'ratio', 'seconds']"), "{said}");
     }
 }

@@ -264,7 +264,9 @@ fn shapes_lists_and_errors_are_those_of_prometheus() {
     );
     assert_eq!(data("metadata", &[("metric", "slowburn_requests_total")])["slowburn_requests_total"][0]["type"], "counter");
     assert_eq!(data("metadata", &[]).as_object().unwrap().values().filter(|v| v[0]["type"] == "histogram").count(), 1);
-    assert_eq!(data("query_exemplars", &[]), json!([]));
+    assert_eq!(data("query_exemplars", &[("query", "sum(rate(slowburn_request_duration_seconds_bucket[5m]))")]), json!([]));
+    let (status, answer) = m.ask("query_exemplars", &[("query", "up"), ("start", "2"), ("end", "1")]);
+    assert_eq!((status, answer["errorType"].as_str()), (StatusCode::BAD_REQUEST, Some("bad_data")), "{answer}");
     assert_eq!(data("status/buildinfo", &[])["version"], "2.42.0");
     // A form is as good as a query string.
     let post = Request::post("/api/v1/query").header("content-type", "application/x-www-form-urlencoded").body(Body::from("query=1%2B1&time=5")).unwrap();

@@ -45,7 +45,8 @@ fn timings(route: &str, how_many: u64) -> String {
     let ts = kit::now_ms();
     (0..how_many).fold(String::new(), |mut lines, n| {
         let us = 1_000 + n * n * 37 % 900_000;
-        writeln!(lines, r#"{{"ts":{ts},"service":"shop","env":"","method":"POST","route":"{route}","status":200,"duration_us":{us}}}"#).unwrap();
+        let trace = if n == 7 { r#","trace_id":"a \"trace\", größer""# } else { "" };
+        writeln!(lines, r#"{{"ts":{ts},"service":"shop","env":"","method":"POST","route":"{route}","status":200,"duration_us":{us}{trace}}}"#).unwrap();
         lines
     })
 }
@@ -90,6 +91,22 @@ fn of<'a>(server: &'a BTreeMap<String, f64>, name: &str, labels: &[&str]) -> Opt
 /// A metric of a receiver.
 fn metric(server: &Server, name: &str, labels: &[&str]) -> f64 {
     of(&server.samples(), name, labels).copied().unwrap_or(0.0)
+}
+
+/// The trace of the orders, once at each series that has a place for it: the outcome, the bucket, the native histogram.
+fn assert_traced_once(store: &Store) {
+    let moments = store.moments();
+    let orders = moments.values().flatten().filter(|s| s.labels.get("route").is_some_and(|r| r == "/orders"));
+    let mut traced = BTreeSet::new();
+    for series in orders {
+        let part = series.labels.get("le").or(series.labels.get("outcome")).map_or("", String::as_str);
+        for (trace, value, _) in &series.exemplars {
+            assert_eq!(trace, "a \"trace\", größer");
+            assert!(traced.insert(format!("{} {part} {value}", series.labels["__name__"])), "{traced:?}");
+        }
+    }
+    let expected = ["slowburn_request_duration_seconds  0.002813", "slowburn_request_duration_seconds_bucket 0.005 0.002813", "slowburn_requests_total ok 1"];
+    assert_eq!(traced.into_iter().collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -139,6 +156,7 @@ fn a_receiver_of_2_0_gets_what_a_scrape_would_have_had() {
     }
     assert_eq!(native.buckets, naive);
 
+    assert_traced_once(&store);
     // An endpoint that comes now was at nothing a moment ago.
     let before = kit::now_ms();
     post(&server, &timings("/new", 5));
@@ -287,8 +305,10 @@ fn a_receiver_that_only_knows_1_0_is_spoken_to_in_it() {
     // The same request, in other words.
     let got = both.got();
     let [two, one] = &got[..2] else { panic!() };
-    let content = |got: &Got| got.series.iter().map(|s| (named(&s.labels), format!("{:?}", s.number), s.at)).collect::<BTreeSet<_>>();
+    let content = |got: &Got| got.series.iter().map(|s| (named(&s.labels), format!("{:?} {:?}", s.number, s.exemplars), s.at)).collect::<BTreeSet<_>>();
     assert_eq!((two.is_two, one.is_two, content(two)), (true, false, content(one)));
+    let has_traces = |got: &Got| got.series.iter().any(|s| s.exemplars.iter().any(|e| e.0.contains("größer")));
+    assert!(both.got().iter().any(|got| !got.is_two && has_traces(got)));
     assert!(metric(&server, "histograms", &["remote=\"r0\"", "result=\"left_out\""]) > 0.0);
     assert!(metric(&server, "histograms", &["remote=\"both\"", "result=\"written\""]) > 0.0);
     // Who is to be spoken to in 2.0 only and does not know it gets nothing, and that is said.

@@ -84,7 +84,9 @@ fn requests(slot: Slot, bad: i64, of_sender: i64) -> String {
         .map(|n| {
             let at = slot.start().0 + ((n * 7_919 + of_sender * 131) % 10_000);
             let ms = if (n * 7 + of_sender) % 20 < bad { 1_900 } else { 120 + n };
-            format!(r#"{{"ts":{at},"service":"shop","method":"POST","route":"/orders","status":201,"duration_ms":{ms}}}"#) + "\n"
+            // What is slow is traced, and some of the rest.
+            let trace = if ms > 1_000 || n == 3 { format!(r#","trace_id":"t{at}-{of_sender}""#) } else { String::new() };
+            format!(r#"{{"ts":{at},"service":"shop","method":"POST","route":"/orders","status":201,"duration_ms":{ms}{trace}}}"#) + "\n"
         })
         .collect()
 }
@@ -155,6 +157,11 @@ fn a_live_evening_its_log_and_its_export_say_the_same_byte_for_byte() {
         events("deescalated")
     );
     assert!(events("opened") >= 3 && events("resolved") >= 1, "{lines}");
+    let of_trace = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["evidence"]["slowest_trace"].clone();
+    for line in lines.lines().filter(|l| l.contains("latency<=") && l.contains("\"event\":\"opened\"")) {
+        let trace = of_trace(line);
+        assert!(trace["duration_ms"] == 1_900.0 && trace["trace_id"].as_str().unwrap().starts_with('t'), "{line}");
+    }
     assert!(lines.contains("is no longer configured"), "the reload ended the incidents of the old threshold");
     same(&of_log(dir.path()), &lines);
     let export = exported(dir.path());
@@ -162,9 +169,9 @@ fn a_live_evening_its_log_and_its_export_say_the_same_byte_for_byte() {
     std::fs::write(&file, &export).unwrap();
     same(&of_file(None, &file), &lines);
 
-    // One count changed in one cell is enough to say something else.
+    // Counts changed in one frame are enough to say something else.
     let slow = export.lines().skip_while(|l| !l.contains("\"deploy\"")).filter(|l| l.contains("\"cells\"")).nth(9).unwrap();
-    let mutated = slow.replacen("\"within\":{\"weight\":", "\"within\":{\"weight\":1", 1);
+    let mutated = slow.replace("\"within\":{\"weight\":", "\"within\":{\"weight\":1");
     assert_ne!(slow, mutated);
     std::fs::write(&file, export.replace(slow, &mutated)).unwrap();
     assert!(of_file(None, &file) != lines, "a mutated count went unnoticed");

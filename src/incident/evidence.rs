@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::State;
+use crate::counting::Outcome;
 use crate::time::Timestamp;
 
 /// What a line rests on.
@@ -12,9 +13,34 @@ pub struct Evidence {
     pub endpoint_kind: String,
     /// `firing`, `unverified` or `resolved`.
     pub state: State,
+    /// The slowest request of its time that is known with its trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowest_trace: Option<SlowestTrace>,
     /// The numbers.
     #[serde(flatten)]
     pub grounds: Grounds,
+}
+
+/// A request by which somebody can see where the time went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SlowestTrace {
+    /// As its sender named it.
+    pub trace_id: String,
+    /// How long it took, in milliseconds.
+    pub duration_ms: f64,
+    /// When it ended.
+    pub at: Timestamp,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+impl SlowestTrace {
+    /// Of a request that took so many microseconds.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "7 days in microseconds is far below 2^53")]
+    pub fn new(trace_id: &str, us: u64, at: Timestamp, outcome: Outcome) -> Self {
+        Self { trace_id: trace_id.to_owned(), duration_ms: us as f64 / 1e3, at, outcome }
+    }
 }
 
 /// The numbers, by what was decided.

@@ -10,7 +10,7 @@ pub mod text;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub use evidence::{Broken, Change, Evidence, Grounds, Verdict, WindowEvidence};
+pub use evidence::{Broken, Change, Evidence, Grounds, SlowestTrace, Verdict, WindowEvidence};
 
 use crate::endpoint::EndpointKey;
 use crate::objective::Severity;

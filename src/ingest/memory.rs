@@ -5,12 +5,14 @@
 //! allocator's own), to which is added what was asked for since. Not seen before it is looked at: what one line is while it is parsed, one for each thread.
 //!
 //! What passes through may be a [`PASSING_SHARE`]th of the ceiling: an allocator rarely gives back what it had once, so what passes through could push out what stays. How full it is
-//! is the fuller of the two: all of the ceiling, or that share. The order in which load is shed: [`QUERIES_TO`], [`NEW_ENDPOINTS_TO`], [`NOISY_TO`], [`BATCHES_TO`], [`CRITICAL_TO`].
+//! is the fuller of the two: all of the ceiling, or that share. The order in which load is shed: [`TRACES_TO`], [`QUERIES_TO`], [`NEW_ENDPOINTS_TO`], [`NOISY_TO`], [`BATCHES_TO`], [`CRITICAL_TO`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// From here on slow queries are refused, in thousandths of what there is.
+/// From here on no trace of a timing is kept, in thousandths of what there is.
+pub const TRACES_TO: u64 = 750;
+/// From here on slow queries are refused.
 pub const QUERIES_TO: u64 = 800;
 /// From here on new endpoints are counted under the overflow endpoint.
 pub const NEW_ENDPOINTS_TO: u64 = 900;

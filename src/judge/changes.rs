@@ -61,6 +61,7 @@ pub(super) fn transition(found: &Found, at: Timestamp, open: Option<&Incident>) 
         evidence: Evidence {
             endpoint_kind: key.kind.clone(),
             state: if event == Event::Resolved { State::Resolved } else { State::Firing },
+            slowest_trace: None,
             grounds: Grounds::Change(Box::new(found.change.clone())),
         },
     })

@@ -19,11 +19,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use promises::{ExpectedOwed, FlowOwed, Owed, Promise, Promises, Receiver};
-pub use rule::{ObjectiveState, ObjectiveStatus, WindowStatus};
+pub use rule::{ObjectiveState, ObjectiveStatus, WindowStatus, requests_and_bad};
 
 use crate::counting::{Cell, Outcome};
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::incident::{Ack, DeliveryResult, Event, Found, Incident, Marker, Notification, Silence, State, Transition, derived_id, incident_id, text};
+use crate::objective::Goal;
 use crate::time::{Slot, Timestamp};
 use burn::Memory;
 use evidence::Turns;
@@ -263,7 +264,7 @@ impl Judge {
 
     /// What is not as it was with an endpoint, by itself or with others of its service.
     pub fn changes_of<'a>(&'a self, key: &'a EndpointKey) -> impl Iterator<Item = crate::incident::Kind> + 'a {
-        let together = if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) };
+        let together = key.name();
         let of_service = self.incidents.values().filter(move |i| (&i.service, &i.env) == (&key.service, &key.env));
         of_service.filter_map(move |i| {
             let change = i.evidence.change()?;
@@ -288,6 +289,11 @@ impl Judge {
     pub fn objectives(&self) -> impl Iterator<Item = ObjectiveStatus> + '_ {
         let end = self.judged_to.unwrap_or_default();
         self.rules.iter().map(move |r| r.status(end, self.promises.judge_after_ms))
+    }
+
+    /// Every rule: of which endpoint, its name, what it promises.
+    pub fn goals(&self) -> impl Iterator<Item = (EndpointId, &str, Goal)> + '_ {
+        self.rules.iter().map(|r| (r.endpoint, r.name.as_str(), r.promise.goal))
     }
 
     /// How the objectives of one endpoint stand.

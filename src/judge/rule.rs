@@ -147,9 +147,15 @@ pub struct ObjectiveStatus {
 impl ObjectiveStatus {
     /// Requests of a cell and the bad ones among them, by weight.
     pub(crate) fn requests_and_bad(&self, cell: &Cell) -> (u64, u64) {
-        let sum = sum_of(self.goal, cell);
-        (sum.total.weight, sum.bad.weight)
+        requests_and_bad(self.goal, cell)
     }
+}
+
+/// Requests of a cell and those among them that are bad for a goal, by weight.
+#[must_use]
+pub fn requests_and_bad(goal: Goal, cell: &Cell) -> (u64, u64) {
+    let sum = sum_of(goal, cell);
+    (sum.total.weight, sum.bad.weight)
 }
 
 fn sum_of(goal: Goal, cell: &Cell) -> Sum {
@@ -415,7 +421,7 @@ impl Rule {
             bad_since_opened: since.bad.weight,
             requests_since_opened: since.total.weight,
         };
-        Evidence { endpoint_kind: self.key.kind.clone(), state, grounds: Grounds::Promise(Box::new(broken)) }
+        Evidence { endpoint_kind: self.key.kind.clone(), state, slowest_trace: None, grounds: Grounds::Promise(Box::new(broken)) }
     }
 
     #[expect(clippy::cast_precision_loss, reason = "ratios for people")]

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use crate::incident::text::{deciding_window, percent};
-use crate::incident::{Broken, Change, Event, Grounds, Kind, State, Transition, Verdict, WindowEvidence, change_text};
+use crate::incident::{Broken, Change, Event, Grounds, Kind, SlowestTrace, State, Transition, Verdict, WindowEvidence, change_text};
 use crate::time::humanize_ms;
 
 /// The longest subject without its prefix, in characters.
@@ -124,6 +124,9 @@ fn facts(line: &Transition, public_url: Option<&str>) -> Vec<(&'static str, Stri
         Grounds::Promise(broken) => of_promise(&mut facts, line, broken),
         Grounds::Change(change) => of_change(&mut facts, line, change),
     }
+    if let Some(slowest) = &line.evidence.slowest_trace {
+        facts.push(("Trace", trace(slowest)));
+    }
     // When it was decided; it has been bad for up to the window before.
     let when = if line.event == Event::Opened { "Opened" } else { "At" };
     facts.push((when, line.at.to_string()));
@@ -136,6 +139,12 @@ fn facts(line: &Transition, public_url: Option<&str>) -> Vec<(&'static str, Stri
         facts.push(("Link", format!("{}/api/v1/incidents/{}", base.trim_end_matches('/'), line.id)));
     }
     facts
+}
+
+/// The slowest request that is known with its trace. As text it is on a line of its own, so the trace stands first, to be copied.
+fn trace(slowest: &SlowestTrace) -> String {
+    let failed = if slowest.outcome.is_failure() { format!(", {}", slowest.outcome.name()) } else { String::new() };
+    format!("{} (the slowest known: {} ms{failed}, {})", slowest.trace_id, slowest.duration_ms, slowest.at)
 }
 
 fn of_promise(facts: &mut Vec<(&'static str, String)>, line: &Transition, broken: &Broken) {
@@ -245,7 +254,9 @@ fn windows(broken: &Broken) -> Vec<[String; 6]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::counting::Outcome;
     use crate::notify::tests::notification;
+    use crate::time::Timestamp;
 
     #[test]
     fn subjects_differ_only_in_what_mail_programs_ignore() {
@@ -293,6 +304,16 @@ Windows (long / short):
         assert!(text.contains("Budget:    56 % of 30d left\n"), "{text}");
         assert!(text.contains("In all:    13 of 18 requests bad\n"), "{text}");
         assert!(!text.contains("Link"));
+    }
+
+    #[test]
+    fn a_known_trace_is_named() {
+        let mut line = notification("a", Event::Opened).line;
+        line.evidence.slowest_trace = Some(SlowestTrace::new("4bf92f3577b34da6", 30_001_500, Timestamp(1_766_534_390_123), Outcome::Timeout));
+        let text = text(&line, None);
+        assert!(text.contains("Trace:     4bf92f3577b34da6 (the slowest known: 30001.5 ms, timeout, 2025-12-23 23:59:50 UTC)\nOpened:"), "{text}");
+        line.evidence.slowest_trace = Some(SlowestTrace::new("<b>\u{202e}\"&", 1, Timestamp(0), Outcome::Ok));
+        assert!(html(&line, None).contains("<td>&lt;b&gt; &quot;&amp; (the slowest known: 0.001 ms, 1970-01-01"), "{}", html(&line, None));
     }
 
     #[test]

@@ -189,7 +189,7 @@ pub fn test_notification(receiver: &ReceiverConfig, recipient: &str, now: Timest
         bad_since_opened: 0,
         requests_since_opened: 0,
     };
-    let evidence = Evidence { endpoint_kind: "http".to_owned(), state: State::Firing, grounds: Grounds::Promise(Box::new(broken)) };
+    let evidence = Evidence { endpoint_kind: "http".to_owned(), state: State::Firing, slowest_trace: None, grounds: Grounds::Promise(Box::new(broken)) };
     Notification {
         id: id.clone(),
         receiver: receiver.name.clone(),
@@ -291,6 +291,7 @@ pub(crate) mod tests {
         let evidence = Evidence {
             endpoint_kind: "http".to_owned(),
             state: if event == Event::Resolved { State::Resolved } else { State::Firing },
+            slowest_trace: None,
             grounds: Grounds::Promise(Box::new(broken)),
         };
         Notification {

@@ -27,7 +27,7 @@ use crate::ingest::batch_keys::{Answered, Committed, Identity, Known};
 use crate::ingest::commit::{Answer, Door, Submission};
 use crate::ingest::http::Refusals;
 use crate::ingest::known::KnownEndpoints;
-use crate::ingest::memory::{Memory, NEW_ENDPOINTS_TO};
+use crate::ingest::memory::{Memory, NEW_ENDPOINTS_TO, TRACES_TO};
 use crate::ingest::{Batch, Fate, Fates};
 use crate::judge::{Command, Promises, Record, Refusal, SlotClosed};
 use crate::log::failpoint;
@@ -177,6 +177,8 @@ pub struct Gauges {
     pub judge_us: AtomicU64,
     /// Snapshots written.
     pub snapshots: AtomicU64,
+    /// Traces of timings that were not kept for lack of memory.
+    pub traces_shed: AtomicU64,
     /// One more than the bytes of room on the disk; 0 while they are not known.
     pub free_bytes_and_one: AtomicU64,
 }
@@ -443,8 +445,7 @@ impl Engine {
             }
         }
         let batches: Vec<&Batch> = taken.iter().map(|(s, _)| &s.batch).collect();
-        self.creation.set(now, self.memory.per_mille() >= NEW_ENDPOINTS_TO);
-        let mut delta = self.machine.fold_within(&batches, Some(&mut self.creation));
+        let mut delta = self.fold(&batches, now);
         let refused = self.refusals.take();
         let fates: Fates = std::array::from_fn(|i| fates[i] + refused[i]);
         for (total, more) in delta.fates.iter_mut().zip(fates) {
@@ -470,6 +471,17 @@ impl Engine {
             self.apply(position, &mut delta)?;
         }
         if again.is_empty() { Ok(()) } else { self.commit_batches(again) }
+    }
+
+    /// Turns batches into counts, as far as there is memory for what hangs on them.
+    fn fold(&mut self, batches: &[&Batch], now: Timestamp) -> Delta {
+        let full_per_mille = self.memory.per_mille();
+        self.creation.set(now, full_per_mille >= NEW_ENDPOINTS_TO);
+        let mut delta = self.machine.fold_within(batches, Some(&mut self.creation));
+        if full_per_mille >= TRACES_TO {
+            self.gauges.traces_shed.fetch_add(delta.shed_traces(), Ordering::Relaxed);
+        }
+        delta
     }
 
     fn warn_of_older_starts<'a>(&self, taken: impl Iterator<Item = &'a Committed>) {

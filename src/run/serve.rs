@@ -116,9 +116,9 @@ impl Source for Live {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Lanes::status).unwrap_or_default()
     }
 
-    fn work(&self) -> [u64; 4] {
+    fn work(&self) -> [u64; 5] {
         let g = &self.gauges;
-        [&g.commits, &g.commit_us, &g.judge_us, &g.snapshots].map(|n| n.load(Ordering::Relaxed))
+        [&g.commits, &g.commit_us, &g.judge_us, &g.snapshots, &g.traces_shed].map(|n| n.load(Ordering::Relaxed))
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -253,6 +253,7 @@ fn site(config: &Config, address: std::net::SocketAddr, live: Live, (known, refu
         loopback: address.ip().is_loopback(),
         free_bytes_min: config.free_bytes_min,
         exported_endpoints_max: config.exported_endpoints_max,
+        scrapes: Arc::new(show::metrics::Scrapes::default()),
         remotes: remote_write::queues(&config.remote_writes, memory_ceiling),
         ready: Arc::new(AtomicBool::new(true)),
     }

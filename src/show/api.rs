@@ -20,11 +20,12 @@ use crate::counting::Cell;
 use crate::endpoint::EndpointId;
 use crate::histogram::quantile::Quantile;
 use crate::history::closed_periods::Wanted;
+use crate::history::exemplars::{Exemplar, Exemplars};
 use crate::history::losses;
 use crate::history::query::{self, Taken};
 use crate::history::sum::Sum;
 use crate::history::totals::Sums;
-use crate::incident::{Class, Kind, Marker, Silence, derived_id};
+use crate::incident::{Class, Kind, Marker, Silence, SlowestTrace, derived_id};
 use crate::ingest::http::Refusal;
 use crate::judge::{self, Command, ObjectiveState, Record};
 use crate::log::Position;
@@ -248,12 +249,13 @@ async fn counts(State(site): State<Arc<Site>>, Query(question): Query<Question>)
 async fn endpoints(State(site): State<Arc<Site>>, Query(question): Query<Question>) -> Result<Json<Value>, Refusal> {
     let mut running = site.queries.begin().await?;
     let wanted = question.chosen(&site).await?;
-    let ids = site.look(move |scene| ids_of(&wanted, scene)).await?;
+    let (ids, exemplars) = site.look(move |scene| (ids_of(&wanted, scene), scene.machine.exemplars.clone())).await?;
     site.queries.grow(&mut running, LISTED_BYTES * ids.len() as u64)?;
     let mut list: Vec<Value> = Vec::with_capacity(ids.len());
     for ids in ids.chunks(LISTED_ENDPOINTS_MAX) {
         let ids = ids.to_vec();
-        list.extend(site.look(move |scene| ids.into_iter().filter_map(|id| listed(scene, id)).collect::<Vec<_>>()).await?);
+        let some = site.look(move |scene| ids.into_iter().filter_map(|id| Some((id, listed(scene, id)?))).collect::<Vec<_>>()).await?;
+        list.extend(some.into_iter().map(|(id, endpoint)| with_traces(endpoint, id, &exemplars)));
     }
     Ok(Json(with_incomplete(json!({"endpoints": list}), &ever_incomplete(&site).await?)))
 }
@@ -271,6 +273,18 @@ fn listed(scene: &Scene<'_>, id: EndpointId) -> Option<Value> {
         "critical": machine.is_critical(entry), "state": state_of(machine, id),
         "requests": outcomes.into_iter().fold(0, u64::saturating_add), "failures": errors.saturating_add(timeouts),
     }))
+}
+
+/// An endpoint with its slowest requests of the last minutes that carried a trace: one that went well, one that failed; the slower first.
+fn with_traces(mut endpoint: Value, id: EndpointId, exemplars: &Exemplars) -> Value {
+    let recent = || exemplars.of(id..=id, exemplars.minutes()).map(|(_, e)| e);
+    let slowest = |failed: bool| recent().filter(|e| e.outcome.is_failure() == failed).reduce(Exemplar::slower);
+    let mut traces: Vec<&Exemplar> = [false, true].into_iter().filter_map(slowest).collect();
+    traces.sort_by_key(|e| std::cmp::Reverse(e.us));
+    if !traces.is_empty() {
+        endpoint["slowest_traces"] = traces.into_iter().map(|e| json!(SlowestTrace::new(&e.trace_id, e.us, e.ts, e.outcome))).collect();
+    }
+    endpoint
 }
 
 fn state_of(machine: &crate::machine::Machine, id: EndpointId) -> &'static str {

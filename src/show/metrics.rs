@@ -1,25 +1,27 @@
 //! Metrics for Prometheus, in the format that it asks for. `/metrics`: Slowburn itself, objectives, incidents, critical endpoints, and the busiest others up to a limit that says when it
 //! cuts. `/metrics/endpoints`: all endpoints, or those that the query names.
 //!
-//! Families are built from the state at each scrape; nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart;
+//! Families are built from the state at each scrape, but for what only decisions change ([`super::exposition::decided`]); nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart;
 //! what is counted in memory only is a gauge named `slowburn_process_*`. Endpoints are taken a thousand at a time, so that no look holds up commits.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use super::exposition::decided::Decided;
+use super::exposition::exemplar::fits;
 use super::exposition::format::{Format, wants_gzip};
 use super::exposition::protobuf::NativeFields;
 use super::exposition::{Detail, Exported, PACKER_BYTES, Page};
 use super::family::{Family, float, label};
-use super::owed::{of_incidents, of_objectives};
+use super::owed::{counted_for_objectives, of_incidents, of_objectives};
 use super::queries::Running;
 use super::question::{Query, Question, ids_of};
 use super::remote_write::of_queues;
@@ -28,6 +30,7 @@ use crate::counting::Cell;
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::history::catalogue::{Entry, Marked};
 use crate::history::closed_periods::Wanted;
+use crate::history::exemplars::Exemplars;
 use crate::history::totals::Sums;
 use crate::incident::{DeliveryResult, Marker};
 use crate::ingest::Fate;
@@ -48,11 +51,42 @@ pub(super) fn routes() -> Router<Arc<Site>> {
     Router::new().route("/metrics", get(metrics)).route("/metrics/endpoints", get(endpoints))
 }
 
+/// What scrapers asked for since the process started, and what they share.
+#[derive(Debug, Default)]
+pub struct Scrapes {
+    /// By format.
+    answered: [AtomicU64; 3],
+    decided: Decided,
+}
+
+impl Scrapes {
+    fn count(&self, format: Format) {
+        self.answered[format as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Result<Response, Refusal> {
     let format = Format::wanted(&headers);
-    let Taken { families, endpoints, .. } = taken(&site, site.exported_endpoints_max, format.native()).await?;
+    site.scrapes.count(format);
+    let (families, decided) = first_of_page(&site, format).await?;
+    let (families, endpoints, _) = of_endpoints(&site, families, site.exported_endpoints_max, format.native()).await?;
     // It is small: whoever reads it knows how long it is.
-    Ok(answer(format, &headers, Page::new(format, &families, endpoints), |page| Body::from(page.into_bytes())))
+    Ok(answer(format, &headers, Page::new(format, &families, endpoints).with(decided), |page| Body::from(page.into_bytes())))
+}
+
+/// What stands before the endpoints on a page: families of this moment, and what is written once for each evaluation.
+async fn first_of_page(site: &Site, format: Format) -> Result<(Vec<Family>, Bytes), Refusal> {
+    let (lanes, work, load, scrapes) = (site.source.lanes(), site.source.work(), load(site), Arc::clone(&site.scrapes));
+    let (families, at, kept, anew) = site
+        .look(move |scene| {
+            let at = scene.machine.decided();
+            let kept = scrapes.decided.get(format, at);
+            let anew = if kept.is_some() { Vec::new() } else { decided(scene) };
+            (of_moment(scene, &lanes, work, load), at, kept, anew)
+        })
+        .await?;
+    let decided = kept.unwrap_or_else(|| site.scrapes.decided.write(format, at, &anew));
+    Ok((families, decided))
 }
 
 /// What is exported at a moment.
@@ -67,27 +101,46 @@ pub(super) struct Taken {
 /// Slowburn itself, objectives, incidents, critical endpoints and the busiest others up to so many.
 pub(super) async fn taken(site: &Site, endpoints_max: usize, native: Option<NativeFields>) -> Result<Taken, Refusal> {
     let first = without_endpoints(site).await?;
+    let (families, endpoints, next_id) = of_endpoints(site, first, endpoints_max, native).await?;
+    Ok(Taken { families, endpoints, next_id })
+}
+
+/// Critical endpoints and the busiest others, up to so many; and the number of the next endpoint that comes.
+async fn of_endpoints(
+    site: &Site,
+    first: Vec<Family>,
+    endpoints_max: usize,
+    native: Option<NativeFields>,
+) -> Result<(Vec<Family>, Vec<Exported>, EndpointId), Refusal> {
     let next_id = site.look(|scene| scene.machine.catalogue.next_id()).await?;
     let (all, critical) = exported(site, &Question::default()).await?;
     let (chosen, left_out) = busiest(all, &critical, endpoints_max);
     let (families, endpoints) = detailed(site, native, first, chosen, left_out, critical, None).await?;
-    Ok(Taken { families, endpoints, next_id })
+    Ok((families, endpoints, next_id))
 }
 
 /// What stands before the endpoints: Slowburn itself, objectives, incidents, markers.
 pub(super) async fn without_endpoints(site: &Site) -> Result<Vec<Family>, Refusal> {
     let (lanes, work, load) = (site.source.lanes(), site.source.work(), load(site));
-    site.look(move |scene| {
-        own(scene, &lanes, work).into_iter().chain(load).chain(of_objectives(scene)).chain(of_incidents(scene)).chain([markers(scene)]).collect()
-    })
-    .await
+    site.look(move |scene| of_moment(scene, &lanes, work, load).into_iter().chain(decided(scene)).collect()).await
+}
+
+/// What changes by itself, or with every batch.
+fn of_moment(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 5], load: Vec<Family>) -> Vec<Family> {
+    own(scene, lanes, work).into_iter().chain(load).chain(counted_for_objectives(scene)).collect()
+}
+
+/// What changes with decisions only.
+fn decided(scene: &Scene<'_>) -> Vec<Family> {
+    of_objectives(scene).into_iter().chain(of_incidents(scene)).chain([markers(scene)]).collect()
 }
 
 async fn endpoints(State(site): State<Arc<Site>>, headers: HeaderMap, Query(question): Query<Question>) -> Result<Response, Refusal> {
     let mut running = site.queries.begin().await?;
     let format = Format::wanted(&headers);
+    site.scrapes.count(format);
     let (mut all, critical) = exported(&site, &question).await?;
-    site.queries.grow(&mut running, PACKER_BYTES + (2 * size_of::<Exported>() * all.len()) as u64)?;
+    site.queries.grow(&mut running, PACKER_BYTES + (size_of::<Exported>() * all.len()) as u64 + all.iter().map(Exported::bytes).sum::<u64>())?;
     let left_out = all.len().saturating_sub(PAGE_ENDPOINTS_MAX);
     all.truncate(PAGE_ENDPOINTS_MAX);
     let (families, all) = detailed(&site, format.native(), Vec::new(), all, left_out, critical, Some(&mut running)).await?;
@@ -111,7 +164,8 @@ fn answer(format: Format, asked: &HeaderMap, page: Page, body: impl FnOnce(Page)
 /// The endpoints that are asked for, without details; and which of them are critical.
 async fn exported(site: &Site, question: &Question) -> Result<(Vec<Exported>, Vec<EndpointId>), Refusal> {
     let wanted = question.chosen(site).await?;
-    let (promises, ids) = site.look(move |scene| (scene.machine.judge.promises().clone(), ids_of(&wanted, scene))).await?;
+    let (promises, ids, exemplars) =
+        site.look(move |scene| (scene.machine.judge.promises().clone(), ids_of(&wanted, scene), scene.machine.exemplars.clone())).await?;
     let (mut all, mut critical) = (Vec::with_capacity(ids.len()), Vec::new());
     for ids in ids.chunks(LOOK_ENDPOINTS_MAX) {
         let ids = ids.to_vec();
@@ -120,7 +174,7 @@ async fn exported(site: &Site, question: &Question) -> Result<(Vec<Exported>, Ve
                 let machine = scene.machine;
                 let entries = ids.into_iter().filter_map(|id| machine.catalogue.entry(id).map(|entry| (id, entry)));
                 let export = |(id, entry): (EndpointId, &Entry)| {
-                    let endpoint = Exported { id, key: Arc::clone(&entry.key), total: machine.total_of(id), detail: None };
+                    let endpoint = Exported { id, key: Arc::clone(&entry.key), total: machine.total_of(id), detail: None, exemplars: Box::default() };
                     (endpoint, entry.marked)
                 };
                 entries.map(export).collect::<Vec<_>>()
@@ -133,7 +187,20 @@ async fn exported(site: &Site, question: &Question) -> Result<(Vec<Exported>, Ve
             all.push(endpoint);
         }
     }
+    put_exemplars(&mut all, &exemplars);
     Ok((all, critical))
+}
+
+/// Adds what is recent of the exemplars, in the order of their time.
+fn put_exemplars(endpoints: &mut [Exported], exemplars: &Exemplars) {
+    let (Some(first), Some(last)) = (endpoints.first().map(|e| e.id), endpoints.last().map(|e| e.id)) else { return };
+    let mut recent: Vec<_> = exemplars.of(first..=last, exemplars.recent()).filter(|(_, e)| fits(e)).collect();
+    recent.sort_by_key(|(id, e)| (*id, e.ts));
+    for of_one in recent.chunk_by(|a, b| a.0 == b.0) {
+        if let Ok(at) = endpoints.binary_search_by_key(&of_one[0].0, |e| e.id) {
+            endpoints[at].exemplars = of_one.iter().map(|(_, e)| (*e).clone()).collect();
+        }
+    }
 }
 
 fn is_critical(promises: &Promises, key: &EndpointKey, marked: Marked) -> bool {
@@ -193,7 +260,7 @@ fn details(scene: &Scene<'_>, ids: Vec<EndpointId>, native: Option<NativeFields>
     ids.into_iter().filter_map(detail).collect()
 }
 
-fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<Family> {
+fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 5]) -> Vec<Family> {
     let machine = scene.machine;
     let mut build = Family::gauge("slowburn_build_info", "The version that runs; always 1.");
     build.add(vec![label("version", env!("CARGO_PKG_VERSION"))], 1.0);
@@ -228,12 +295,19 @@ fn own(scene: &Scene<'_>, lanes: &[LaneStatus], work: [u64; 4]) -> Vec<Family> {
     #[expect(clippy::cast_precision_loss, reason = "milliseconds of a date are far below 2^53")]
     judged.add(vec![], machine.judge.judged_to().map_or(0.0, |s| s.end().0 as f64 / 1000.0));
     let mut families = vec![build, timings, sent, waiting, attempts, failures, endpoints, judged];
-    let [commits, commit_us, judge_us, snapshots] = work;
+    let [commits, commit_us, judge_us, snapshots, traces_shed] = work;
     for (name, help, value) in [
         ("slowburn_process_commits", "Writes to the log since the process started.", float(commits)),
         ("slowburn_process_commit_seconds", "Time spent writing and syncing the log since the process started.", float(commit_us) / 1e6),
         ("slowburn_process_judge_seconds", "Time spent judging since the process started.", float(judge_us) / 1e6),
         ("slowburn_process_snapshots", "Snapshots written since the process started.", float(snapshots)),
+        ("slowburn_process_exemplar_bytes", "Memory that exemplars take: the slowest timings with a trace.", float(machine.exemplars.bytes())),
+        (
+            "slowburn_process_exemplars_left_out",
+            "Exemplars not kept, or not for six hours, for lack of room since the process started.",
+            float(machine.exemplars.left_out()),
+        ),
+        ("slowburn_process_traces_shed", "Traces of timings not kept since the process started, because memory was nearly full.", float(traces_shed)),
     ] {
         let mut family = Family::gauge(name, help);
         family.add(vec![], value);
@@ -275,7 +349,22 @@ fn load(site: &Site) -> Vec<Family> {
             family
         })
         .chain(of_queues(site.remotes.iter().map(Arc::as_ref), site.now()))
+        .chain(of_scrapes(&site.scrapes))
         .collect()
+}
+
+fn of_scrapes(scrapes: &Scrapes) -> [Family; 2] {
+    let mut answered = Family::gauge("slowburn_process_scrapes", "Pages of metrics that were asked for since the process started, by format.");
+    for format in Format::ALL {
+        answered.add(vec![label("format", format.name())], float(scrapes.answered[format as usize].load(Ordering::Relaxed)));
+    }
+    let help =
+        "How often what follows from decisions alone was written for a page of metrics since the process started, and how often what was written was shared.";
+    let mut parts = Family::gauge("slowburn_process_decided_parts", help);
+    for (result, count) in ["written", "shared"].into_iter().zip(scrapes.decided.counts()) {
+        parts.add(vec![label("result", result)], float(count));
+    }
+    [answered, parts]
 }
 
 /// The latest marker of each service, so that a dashboard can draw where something changed.

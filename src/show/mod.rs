@@ -65,8 +65,8 @@ pub trait Source: Send + Sync {
     /// How the lanes of the receivers do.
     fn lanes(&self) -> Vec<LaneStatus>;
 
-    /// Commits, microseconds spent on them, microseconds spent judging, snapshots; since the start.
-    fn work(&self) -> [u64; 4];
+    /// Commits, microseconds spent on them, microseconds spent judging, snapshots, traces not kept for lack of memory; since the start.
+    fn work(&self) -> [u64; 5];
 
     /// Room on the disk of the data directory in bytes, where it is known.
     fn free_bytes(&self) -> Option<u64>;
@@ -93,6 +93,8 @@ pub struct Site {
     pub free_bytes_min: u64,
     /// Endpoints in `/metrics`.
     pub exported_endpoints_max: usize,
+    /// Pages of metrics: what was asked for, and what scrapers share.
+    pub scrapes: Arc<metrics::Scrapes>,
     /// What waits for the receivers of remote-write.
     pub remotes: Arc<[Arc<remote_write::queue::Queue>]>,
     /// Whether the server takes requests.

@@ -7,19 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Scene;
 use super::family::{Family, float, labels_of, with};
-use crate::judge::ObjectiveState;
+use crate::judge::{ObjectiveState, requests_and_bad};
 
+/// How objectives stand at the last slot that was judged.
 pub(super) fn of_objectives(scene: &Scene<'_>) -> Vec<Family> {
     let machine = scene.machine;
     let mut left = Family::gauge("slowburn_slo_error_budget_remaining_ratio", "The share of the error budget that is left: 1 all, 0 none, below 0 overdrawn.");
     let mut burn = Family::gauge("slowburn_slo_burn_rate", "How many times faster than its budget allows an objective burns, by window.");
     let mut target = Family::gauge("slowburn_slo_objective_ratio", "The share of good requests promised.");
     let mut undecided = Family::gauge("slowburn_slo_undecided", "1 when an objective looks broken and luck is not excluded.");
-    let mut requests = Family::counter("slowburn_slo_requests_total", "Requests that an objective counts, ever: those before it was promised too.");
-    let mut bad = Family::counter(
-        "slowburn_slo_bad_requests_total",
-        "Those that were bad for it: failures, and of a latency objective also what took longer than its threshold. Without what still runs.",
-    );
     let mut period = Family::gauge("slowburn_slo_period_requests", "Requests in the period of an objective's budget.");
     let mut period_bad = Family::gauge("slowburn_slo_period_bad_requests", "Bad ones among the requests in the period of an objective's budget.");
     for o in machine.judge.objectives() {
@@ -30,11 +26,6 @@ pub(super) fn of_objectives(scene: &Scene<'_>) -> Vec<Family> {
         undecided.add(labels.clone(), f64::from(u8::from(o.state == ObjectiveState::Undecided)));
         period.add(labels.clone(), float(o.n));
         period_bad.add(labels.clone(), float(o.bad));
-        if let Some(cell) = machine.cell_of(o.endpoint) {
-            let (all, of_them_bad) = o.requests_and_bad(cell);
-            requests.add(labels.clone(), float(all));
-            bad.add(labels.clone(), float(of_them_bad));
-        }
         let mut seen = BTreeSet::new();
         for w in &o.windows {
             for (window, rate) in [(&w.evidence.long, w.evidence.burn_long), (&w.evidence.short, w.evidence.burn_short)] {
@@ -44,7 +35,25 @@ pub(super) fn of_objectives(scene: &Scene<'_>) -> Vec<Family> {
             }
         }
     }
-    vec![left, burn, target, undecided, requests, bad, period, period_bad]
+    vec![left, burn, target, undecided, period, period_bad]
+}
+
+/// What each objective counts, which moves with every batch.
+pub(super) fn counted_for_objectives(scene: &Scene<'_>) -> [Family; 2] {
+    let machine = scene.machine;
+    let mut requests = Family::counter("slowburn_slo_requests_total", "Requests that an objective counts, ever: those before it was promised too.");
+    let mut bad = Family::counter(
+        "slowburn_slo_bad_requests_total",
+        "Those that were bad for it: failures, and of a latency objective also what took longer than its threshold. Without what still runs.",
+    );
+    for (endpoint, objective, goal) in machine.judge.goals() {
+        let (Some(entry), Some(cell)) = (machine.catalogue.entry(endpoint), machine.cell_of(endpoint)) else { continue };
+        let labels = with(labels_of(&entry.key), "objective", objective);
+        let (all, of_them_bad) = requests_and_bad(goal, cell);
+        requests.add(labels.clone(), float(all));
+        bad.add(labels, float(of_them_bad));
+    }
+    [requests, bad]
 }
 
 pub(super) fn of_incidents(scene: &Scene<'_>) -> Vec<Family> {

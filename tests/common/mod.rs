@@ -103,8 +103,8 @@ impl Source for Direct {
         Vec::new()
     }
 
-    fn work(&self) -> [u64; 4] {
-        [0; 4]
+    fn work(&self) -> [u64; 5] {
+        [0; 5]
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -177,6 +177,7 @@ impl Server {
             loopback: true,
             free_bytes_min: 0,
             exported_endpoints_max: 100,
+            scrapes: Arc::new(slowburn::show::metrics::Scrapes::default()),
             remotes: Arc::new([]),
             ready: Arc::new(AtomicBool::new(true)),
         };

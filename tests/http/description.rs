@@ -123,6 +123,7 @@ fn ask_as_grafana(d: &Described) {
         ("/api/v1/query_range", "?query=time()&start=1&end=2&step=1"),
         ("/api/v1/query_range", "?query=time()"),
         ("/api/v1/query_exemplars", ""),
+        ("/api/v1/query_exemplars", "?query=slowburn_requests_total"),
         ("/api/v1/labels", ""),
         ("/api/v1/labels", "?match[]=%7B"),
         ("/api/v1/series", "?match[]=slowburn_requests_total"),
@@ -143,7 +144,7 @@ fn real_answers_are_as_described_from_the_first_timing_to_an_acknowledged_incide
     let server = Server::start(CONFIG, &[]);
     let description = server.get("/api/v1/openapi.json");
     let d = Described { server, description };
-    let slow = r#"{"service":"shop","method":"POST","route":"/orders","status":503,"duration_ms":2000,"weight":1}"#;
+    let slow = r#"{"service":"shop","method":"POST","route":"/orders","status":503,"duration_ms":2000,"weight":1,"trace_id":"t"}"#;
     let post = |template: &str, body: &str| d.ask("POST", template, template, "application/json", body);
 
     // Failures until somebody is told: what came in one slot is judged a second after its end.
@@ -160,7 +161,9 @@ fn real_answers_are_as_described_from_the_first_timing_to_an_acknowledged_incide
     assert_eq!(ack, json!({"id": id, "acked": true}));
     let one = d.ask("GET", "/api/v1/incidents/{id}", &format!("/api/v1/incidents/{id}"), "", "");
     assert_eq!(one["acked"]["by"], "ann");
-    assert_eq!(d.get("/api/v1/endpoints", "")["endpoints"][0]["state"], "burning");
+    let endpoint = d.get("/api/v1/endpoints", "")["endpoints"][0].clone();
+    assert_eq!((&endpoint["state"], &endpoint["slowest_traces"][0]["trace_id"]), (&json!("burning"), &json!("t")));
+    assert_eq!(one["evidence"]["slowest_trace"]["trace_id"], "t");
     let objectives = d.get("/api/v1/objectives", "?service=shop");
     assert_eq!(objectives["objectives"].as_array().unwrap().len(), 3);
 

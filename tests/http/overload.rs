@@ -74,6 +74,19 @@ fn timing(route: &str) -> String {
     format!(r#"{{"service":"shop","method":"POST","route":"{route}","duration_ms":5}}"#)
 }
 
+#[test]
+fn traces_go_before_anything_else() {
+    let server = Server::start(CONFIG, &[]);
+    let traced = |trace: &str| format!(r#"{{"service":"shop","route":"/critical","duration_ms":5,"trace_id":"{trace}","key":"k"}}"#);
+    let known = || server.get("/api/v1/endpoints")["endpoints"][0]["slowest_traces"][0]["trace_id"].as_str().map(str::to_owned);
+    let held = hold(&server, 760);
+    server.send_ndjson(traced("shed").as_bytes()).taken(1, 0);
+    assert_eq!((gauge(&server, "slowburn_process_traces_shed"), known()), (1, None));
+    free(&server, held);
+    server.send_ndjson(traced("kept").as_bytes()).taken(1, 0);
+    assert_eq!((gauge(&server, "slowburn_process_traces_shed"), known().as_deref()), (1, Some("kept")));
+}
+
 fn send_as(server: &Server, sender: &str, seq: u64, body: &str) -> Answer {
     server.send(&[("Slowburn-Sender", &format!("{sender}; epoch=1; seq={seq}"))], body)
 }

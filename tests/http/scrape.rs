@@ -57,7 +57,7 @@ fn sample(line: &str) -> (&str, Vec<(String, String)>, f64) {
 }
 
 /// The samples of either text format: each family once, its type before its samples, nothing of it later, names as its type has them.
-fn read_text(text: &str, is_open: bool) -> Series {
+fn read_text(text: &str, is_open: bool, exemplars: &mut Vec<String>) -> Series {
     let text = if is_open { text.strip_suffix("# EOF\n").expect("the end") } else { text };
     let (mut series, mut families) = (Series::new(), BTreeSet::new());
     let (mut family, mut kind) = ("", "");
@@ -75,7 +75,12 @@ fn read_text(text: &str, is_open: bool) -> Series {
             Some(["UNIT", name, unit]) => assert!(is_open && *name == family && name.ends_with(&format!("_{unit}")), "{line}"),
             Some(_) => panic!("{line}"),
             None => {
+                let (line, exemplar) = line.split_once(" # ").filter(|_| is_open).map_or((line, None), |(line, exemplar)| (line, Some(exemplar)));
                 let (name, labels, value) = sample(line);
+                if let Some(exemplar) = exemplar {
+                    assert!(name.ends_with("_bucket") || name.ends_with("_total"), "{line}");
+                    exemplars.push(format!("{name} {exemplar}"));
+                }
                 let endings: &[&str] = match kind {
                     "counter" if is_open => &["_total"],
                     "info" if is_open => &["_info"],
@@ -139,7 +144,8 @@ fn read_protobuf(page: &[u8]) -> Series {
             for quantile in list(&of["quantile"]) {
                 put(&mut series, &name, &with("quantile", number(&quantile["quantile"]).to_string()), number(&quantile["value"]));
             }
-            for bucket in list(&of["bucket"]) {
+            // The last bucket is there by itself only for its exemplar.
+            for bucket in list(&of["bucket"]).iter().filter(|b| number(&b["upperBound"]).is_finite()) {
                 put(&mut series, &format!("{name}_bucket"), &with("le", bound(number(&bucket["upperBound"]))), number(&bucket["cumulativeCount"]));
             }
             if kind == "HISTOGRAM" {
@@ -150,6 +156,58 @@ fn read_protobuf(page: &[u8]) -> Series {
         }
     }
     series
+}
+
+/// Trace, value and milliseconds of exemplars, in order.
+type Traces = Vec<(String, f64, i64)>;
+
+fn ordered(mut traces: Traces) -> Traces {
+    traces.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    traces
+}
+
+/// Of what stands behind the samples of a text: `NAME {trace_id="…"} VALUE SECONDS`.
+fn traces_of_text(exemplars: &[String]) -> Traces {
+    let read = |line: &String| {
+        let (series, seconds) = line.split_once(' ').unwrap().1.rsplit_once(' ').unwrap();
+        let with_name = format!("slowburn_x{series}");
+        let (_, labels, value) = sample(&with_name);
+        let [(name, trace)] = &labels[..] else { panic!("{line}") };
+        assert_eq!(name, "trace_id");
+        (trace.clone(), value, (seconds.parse::<f64>().unwrap() * 1e3).round() as i64)
+    };
+    ordered(exemplars.iter().map(read).collect())
+}
+
+fn trace_of(exemplar: &Value) -> (String, f64, i64) {
+    let [label] = list(&exemplar["label"]) else { panic!("{exemplar}") };
+    assert_eq!(label["name"], "trace_id");
+    let time = &exemplar["timestamp"];
+    (
+        label["value"].as_str().unwrap().to_owned(),
+        number(&exemplar["value"]),
+        number(&time["seconds"]) as i64 * 1_000 + number(&time["nanos"]) as i64 / 1_000_000,
+    )
+}
+
+/// Those of counters and classic buckets; and those of native histograms, which are the same as those of their buckets.
+fn traces_of_protobuf(page: &[u8]) -> Traces {
+    let (mut all, mut native, mut of_natives) = (Vec::new(), Vec::new(), Vec::new());
+    for family in decode_families(page) {
+        for metric in list(&family["metric"]) {
+            all.extend(metric["counter"].get("exemplar").map(trace_of));
+            for bucket in list(&metric["histogram"]["bucket"]) {
+                let trace = bucket.get("exemplar").map(trace_of);
+                assert!(trace.as_ref().is_none_or(|t| t.1 <= number(&bucket["upperBound"])), "{bucket}");
+                assert!(trace.is_some() || number(&bucket["upperBound"]).is_finite(), "{bucket}");
+                of_natives.extend(trace.clone().filter(|_| metric["histogram"].get("schema").is_some()));
+                all.extend(trace);
+            }
+            native.extend(list(&metric["histogram"]["exemplars"]).iter().map(trace_of));
+        }
+    }
+    assert_eq!(ordered(native), ordered(of_natives));
+    ordered(all)
 }
 
 /// The buckets of a native histogram by index.
@@ -181,10 +239,22 @@ fn started() -> Server {
     let mut lines = String::new();
     for (n, us) in durations().into_iter().enumerate() {
         let status = if n % 10 == 9 { 500 } else { 200 };
-        lines += &format!("{{\"ts\":{start},\"service\":\"shop\",\"route\":\"/a\",\"status\":{status},\"duration_us\":{us}}}\n");
+        // One of those that went well and one that failed; a slower one without a trace hides neither, a faster one is not kept.
+        let trace = match n {
+            390 => r#","trace_id":"4bf92f""#,
+            380 => r#","trace_id":"faster""#,
+            109 => r#","trace_id":"a \"quoted\" \\ größer } 5 # {x=\"y\"}""#,
+            _ => "",
+        };
+        lines += &format!("{{\"ts\":{start},\"service\":\"shop\",\"route\":\"/a\",\"status\":{status},\"duration_us\":{us}{trace}}}\n");
     }
     server.send_ndjson(lines.as_bytes()).taken(durations().len() as u64, 0);
-    server.send_ndjson(format!(r#"{{"ts":{start},"service":"o\"th\\er","env":"ü","route":"/b","duration_ms":1.5}}"#).as_bytes()).taken(1, 0);
+    // The longest that the formats have room for; and one that is longer, which they leave out.
+    let long = format!(r#"{{"ts":{start},"service":"third","route":"/c","duration_ms":1.5,"trace_id":"{}"}}"#, "x".repeat(121));
+    server.send_ndjson(long.as_bytes()).taken(1, 0);
+    server
+        .send_ndjson(format!(r#"{{"ts":{start},"service":"o\"th\\er","env":"ü","route":"/b","duration_ms":1.5,"trace_id":"{}"}}"#, "ü".repeat(120)).as_bytes())
+        .taken(1, 0);
     server
 }
 
@@ -204,13 +274,16 @@ fn every_format_has_the_same_samples_packed_or_not() {
         for encoding in ["", "gzip"] {
             let text = scrape(&server, path, "*/*", encoding);
             assert_eq!(text.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
-            read.push(read_text(&String::from_utf8(text.whole()).unwrap(), false));
+            read.push(read_text(&String::from_utf8(text.whole()).unwrap(), false, &mut Vec::new()));
             let open = scrape(&server, path, OPEN_METRICS, encoding);
             assert_eq!(open.header("content-type"), Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
-            read.push(read_text(&String::from_utf8(open.whole()).unwrap(), true));
+            let mut exemplars = Vec::new();
+            read.push(read_text(&String::from_utf8(open.whole()).unwrap(), true, &mut exemplars));
+            assert_eq!(exemplars.len(), if path.contains('?') { 0 } else { 6 }, "{exemplars:?}");
             let protobuf = scrape(&server, path, PROTOBUF, encoding);
             assert!(protobuf.header("content-type").unwrap().starts_with("application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily"));
             read.push(read_protobuf(&protobuf.whole()));
+            assert_eq!(traces_of_protobuf(&protobuf.whole()), traces_of_text(&exemplars), "{path}");
         }
         // What changes by itself between two scrapes.
         let moves = |name: &str| {
@@ -249,10 +322,10 @@ fn a_native_histogram_has_every_duration_in_its_bucket() {
     assert_eq!((number(&shop["sampleCount"]), naive.values().sum::<i64>() + 1), (count, durations().len() as i64));
     let sum = durations().iter().sum::<u64>() as f64 / 1e6;
     assert!((number(&shop["sampleSum"]) - sum).abs() < 1e-6);
-    assert_eq!(list(&shop["bucket"]).len(), 15, "the classic bounds beside it");
+    assert_eq!(list(&shop["bucket"]).len(), 16, "the classic bounds beside it, and the last for its exemplar");
     // Nothing is known of the others but how many and how long in all.
     let other = of("o\"th\\er");
-    assert_eq!((number(&other["sampleCount"]), number(&other["sampleSum"]), other.get("schema"), list(&other["bucket"]).len()), (1.0, 0.0015, None, 0));
+    assert_eq!((number(&other["sampleCount"]), number(&other["sampleSum"]), other.get("schema"), list(&other["bucket"]).len()), (1.0, 0.0015, None, 1));
 }
 
 #[test]

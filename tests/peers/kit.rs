@@ -113,6 +113,30 @@ pub(crate) fn get(from: SocketAddr, path: &str) -> Value {
     serde_json::from_str(&body).unwrap()
 }
 
+/// Series, trace, value, Unix milliseconds.
+pub(crate) type Exemplar = (BTreeMap<String, String>, String, String, i64);
+
+/// What anybody with Prometheus' API answers when it is asked for exemplars of the last hour.
+pub(crate) fn exemplars(from: SocketAddr, selector: &str) -> Vec<Exemplar> {
+    let now_s = now_ms() / 1_000;
+    let answer = get(from, &format!("/api/v1/query_exemplars?query={}&start={}&end={}", encoded(selector), now_s - 3_600, now_s + 60));
+    assert_eq!(answer["status"], "success", "{answer}");
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    let mut found = Vec::new();
+    for series in answer["data"].as_array().unwrap() {
+        let labels = series["seriesLabels"].as_object().unwrap().iter().filter(|(name, _)| !["job", "instance"].contains(&name.as_str()));
+        let labels: BTreeMap<String, String> = labels.map(|(name, value)| (name.clone(), text(value))).collect();
+        for exemplar in series["exemplars"].as_array().unwrap() {
+            assert_eq!(exemplar["labels"].as_object().unwrap().len(), 1, "{exemplar}");
+            #[expect(clippy::cast_possible_truncation, reason = "milliseconds of a date are far below 2^53")]
+            let ms = (exemplar["timestamp"].as_f64().unwrap() * 1e3).round() as i64;
+            found.push((labels.clone(), text(&exemplar["labels"]["trace_id"]), text(&exemplar["value"]), ms));
+        }
+    }
+    found.sort();
+    found
+}
+
 /// The server under test, in a directory of its own.
 pub(crate) struct Server {
     pub(crate) process: Process,
@@ -372,6 +396,18 @@ impl Drop for Customers {
     }
 }
 
+fn prometheus_version() -> (u32, u32) {
+    let said = Command::new("prometheus").arg("--version").output().unwrap();
+    let said = String::from_utf8([said.stdout, said.stderr].concat()).unwrap();
+    let mut numbers = said.split("version ").nth(1).unwrap().split(['.', '+', ' ', ',']).map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// Whether it can be told which formats to ask for.
+pub(crate) fn prometheus_chooses_formats() -> bool {
+    prometheus_version() >= (2, 49)
+}
+
 /// A real Prometheus that scrapes one address every second.
 pub(crate) struct Prometheus {
     _process: Process,
@@ -388,19 +424,27 @@ impl Prometheus {
         Self::start_with(dir, target, &format!("rule_files: ['{rules}']\n"), "", &[])
     }
 
-    /// One that takes native histograms, by whatever its version wants for it: a flag up to 3.7, a setting of the scrape from then on. Where it can, it takes the classic buckets too.
+    /// One that keeps exemplars and takes native histograms, by whatever its version wants for it: a flag up to 3.7, a setting of the scrape from then on. Where it can, it takes the classic buckets too.
     pub(crate) fn start_native(dir: &Path, target: SocketAddr) -> Self {
-        let said = Command::new("prometheus").arg("--version").output().unwrap();
-        let said = String::from_utf8([said.stdout, said.stderr].concat()).unwrap();
-        let mut numbers = said.split("version ").nth(1).unwrap().split(['.', '+', ' ', ',']).map(|n| n.parse::<u32>().unwrap_or(0));
-        let version = (numbers.next().unwrap(), numbers.next().unwrap());
+        let version = prometheus_version();
         let settings = match version {
             (3.., _) if version >= (3, 8) => ", scrape_native_histograms: true, always_scrape_classic_histograms: true",
             (3.., _) => ", always_scrape_classic_histograms: true",
             (2, 45..) => ", scrape_classic_histograms: true",
             _ => "",
         };
-        Self::start_with(dir, target, "", settings, if version < (3, 8) { &["--enable-feature=native-histograms"] } else { &[] })
+        let features = if version < (3, 8) { "exemplar-storage,native-histograms" } else { "exemplar-storage" };
+        Self::start_with(dir, target, "", settings, &[&format!("--enable-feature={features}")])
+    }
+
+    /// One that keeps exemplars and asks for one format: by its name in the settings where there is such a setting; before that for protobuf with native histograms, else
+    /// for `OpenMetrics`, whatever it is to be.
+    pub(crate) fn start_asking_for(dir: &Path, target: SocketAddr, format: &str) -> Self {
+        let (version, is_protobuf) = (prometheus_version(), format == "PrometheusProto");
+        let protocols = if prometheus_chooses_formats() { format!(", scrape_protocols: ['{format}']") } else { String::new() };
+        let natives = if is_protobuf && version >= (3, 8) { ", scrape_native_histograms: true" } else { "" };
+        let features = if is_protobuf && version < (3, 8) { "exemplar-storage,native-histograms" } else { "exemplar-storage" };
+        Self::start_with(dir, target, "", &format!("{protocols}{natives}"), &[&format!("--enable-feature={features}")])
     }
 
     /// One that takes remote-write and native histograms on a port of its own, and scrapes beside.
@@ -445,6 +489,11 @@ impl Prometheus {
     /// What it answers to a path.
     pub(crate) fn get(&self, path: &str) -> Value {
         get(self.address, path)
+    }
+
+    /// The exemplars of a selector: of each its series without the target's labels, trace, value, Unix milliseconds.
+    pub(crate) fn exemplars(&self, selector: &str) -> Vec<Exemplar> {
+        exemplars(self.address, selector)
     }
 
     /// The value of a query's first series; fails when it is not understood.

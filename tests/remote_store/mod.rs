@@ -48,6 +48,8 @@ pub struct Series {
     pub number: Number,
     /// Type by number, help, unit; 1.0 has them by family.
     pub metadata: Option<(i32, String, String)>,
+    /// Trace, value, time.
+    pub exemplars: Vec<(String, f64, i64)>,
 }
 
 /// A request.
@@ -171,6 +173,7 @@ pub fn written(samples: u64, histograms: u64) -> Vec<(&'static str, String)> {
     vec![
         ("X-Prometheus-Remote-Write-Samples-Written", samples.to_string()),
         ("X-Prometheus-Remote-Write-Histograms-Written", histograms.to_string()),
+        // Of these nothing is counted.
         ("X-Prometheus-Remote-Write-Exemplars-Written", "0".to_owned()),
     ]
 }
@@ -281,6 +284,11 @@ fn native(histogram: &DynamicMessage) -> Native {
     native
 }
 
+fn exemplar(name: &str, trace_id: String, of: &DynamicMessage) -> (String, f64, i64) {
+    assert_eq!(name, "trace_id");
+    (trace_id, field(of, "value").as_f64().unwrap(), field(of, "timestamp").as_i64().unwrap())
+}
+
 fn series_of_two(request: &DynamicMessage) -> Vec<Series> {
     let symbols = field(request, "symbols");
     let symbols: Vec<&str> = symbols.as_list().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
@@ -298,7 +306,14 @@ fn series_of_two(request: &DynamicMessage) -> Vec<Series> {
         let [help, unit] = ["help_ref", "unit_ref"].map(|name| symbol(field(metadata, name).as_u32().unwrap()));
         assert!(kind != 0 && !help.is_empty());
         let (number, at, start) = number(series);
-        Series { labels, at, start, number, metadata: Some((kind, help, unit)) }
+        let exemplar = |of: &DynamicMessage| {
+            let references = field(of, "labels_refs");
+            let references: Vec<u32> = references.as_list().unwrap().iter().map(|r| r.as_u32().unwrap()).collect();
+            let [name, value] = references[..] else { panic!("{references:?}") };
+            exemplar(&symbol(name), symbol(value), of)
+        };
+        let exemplars = list(series, "exemplars").iter().map(exemplar).collect();
+        Series { labels, at, start, number, metadata: Some((kind, help, unit)), exemplars }
     };
     list(request, "timeseries").iter().map(series).collect()
 }
@@ -307,7 +322,12 @@ fn series_of_one(request: &DynamicMessage) -> Vec<Series> {
     let series = |series: &DynamicMessage| {
         let labels = list(series, "labels").iter().map(|l| (text(l, "name"), text(l, "value"))).collect();
         let (number, at, start) = number(series);
-        Series { labels: checked(labels), at, start, number, metadata: None }
+        let exemplar = |of: &DynamicMessage| {
+            let [label] = &list(of, "labels")[..] else { panic!("{of}") };
+            exemplar(&text(label, "name"), text(label, "value"), of)
+        };
+        let exemplars = list(series, "exemplars").iter().map(exemplar).collect();
+        Series { labels: checked(labels), at, start, number, metadata: None, exemplars }
     };
     list(request, "timeseries").iter().map(series).collect()
 }

@@ -20,7 +20,16 @@ pub(in crate::show) enum Format {
 
 impl Format {
     /// In the order in which they are preferred where it is all the same to the client.
-    pub(super) const ALL: [Self; 3] = [Self::Text, Self::OpenMetrics, Self::Protobuf];
+    pub(in crate::show) const ALL: [Self; 3] = [Self::Text, Self::OpenMetrics, Self::Protobuf];
+
+    /// Its label.
+    pub(in crate::show) fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::OpenMetrics => "openmetrics",
+            Self::Protobuf => "protobuf",
+        }
+    }
 
     /// The one that is asked for.
     pub(in crate::show) fn wanted(headers: &HeaderMap) -> Self {

@@ -2,6 +2,8 @@
 //!
 //! In protobuf a family says its length first, so each is written twice, once only to measure it: processor for memory.
 
+pub(super) mod decided;
+pub(super) mod exemplar;
 pub(super) mod format;
 pub(super) mod protobuf;
 pub(super) mod series;
@@ -26,6 +28,7 @@ use crate::counting::Cell;
 use crate::endpoint::{EndpointId, EndpointKey};
 use crate::histogram::native::Native;
 use crate::histogram::quantile::Quantile;
+use crate::history::exemplars::Exemplar;
 use crate::history::totals::Sums;
 use crate::ingest::memory::Reservation;
 
@@ -71,6 +74,13 @@ impl<'a> From<&'a Family> for Head<'a> {
     }
 }
 
+fn put_family(out: &mut Vec<u8>, format: Format, family: &Family) {
+    match format {
+        Format::Text | Format::OpenMetrics => text::put_family(out, format, family),
+        Format::Protobuf => protobuf::put_family(out, family),
+    }
+}
+
 /// The number of a sample.
 fn value_of(family: &Family, metric: &Metric) -> f64 {
     if family.0.get_field_type() == MetricType::COUNTER { metric.get_counter().get_value() } else { metric.get_gauge().get_value() }
@@ -84,6 +94,8 @@ pub(super) struct Exported {
     pub(super) total: Sums,
     /// Of critical endpoints: bounds with what took no longer, and quantiles of what is recent.
     pub(super) detail: Option<Box<Detail>>,
+    /// What is recent, in the order of its time.
+    pub(super) exemplars: Box<[Exemplar]>,
 }
 
 /// What is exported of a critical endpoint beside.
@@ -164,7 +176,7 @@ pub(super) fn within_bounds(total: &Cell, bounds: &[u64]) -> Vec<(u64, u64)> {
 impl Exported {
     /// The memory that it needs.
     pub(super) fn bytes(&self) -> u64 {
-        size_of::<Self>() as u64 + self.detail.as_ref().map_or(0, |d| d.bytes())
+        (size_of::<Self>() + size_of_val(&*self.exemplars)) as u64 + self.detail.as_ref().map_or(0, |d| d.bytes())
     }
 
     pub(super) fn has_no_detail(&self) -> bool {
@@ -265,7 +277,8 @@ enum Step {
 #[derive(Debug)]
 pub(super) struct Page {
     format: Format,
-    first: Vec<u8>,
+    first: Bytes,
+    decided: Bytes,
     endpoints: Vec<Exported>,
     family: usize,
     next: usize,
@@ -281,14 +294,12 @@ impl Page {
     pub(super) fn new(format: Format, families: &[Family], endpoints: Vec<Exported>) -> Self {
         let mut first = Vec::new();
         for family in families {
-            match format {
-                Format::Text | Format::OpenMetrics => text::put_family(&mut first, format, family),
-                Format::Protobuf => protobuf::put_family(&mut first, family),
-            }
+            put_family(&mut first, format, family);
         }
         let mut page = Self {
             format,
-            first,
+            first: first.into(),
+            decided: Bytes::new(),
             endpoints,
             family: 0,
             next: 0,
@@ -300,6 +311,11 @@ impl Page {
         };
         page.begin_family(0);
         page
+    }
+
+    /// The same, with families that are written already.
+    pub(super) fn with(self, decided: Bytes) -> Self {
+        Self { decided, ..self }
     }
 
     /// The same, packed.
@@ -345,8 +361,10 @@ impl Page {
     }
 
     fn plain_step(&mut self) -> Step {
-        if !self.first.is_empty() {
-            return Step::Piece(std::mem::take(&mut self.first).into());
+        for part in [&mut self.first, &mut self.decided] {
+            if !part.is_empty() {
+                return Step::Piece(std::mem::take(part));
+            }
         }
         let mut out = Vec::with_capacity(PIECE_BYTES + 4_096);
         let mut measured = 0;
@@ -376,7 +394,7 @@ impl Page {
                 (Phase::Writing, Some(endpoint)) => {
                     self.next += 1;
                     match self.format {
-                        Format::Text | Format::OpenMetrics => text::put_samples(&mut out, &mut self.room_for_labels, family, endpoint),
+                        Format::Text | Format::OpenMetrics => text::put_samples(&mut out, &mut self.room_for_labels, self.format, family, endpoint),
                         Format::Protobuf => protobuf::put_samples(&mut out, &mut self.room_for_labels, family, endpoint),
                     }
                 }
@@ -441,6 +459,7 @@ mod tests {
             key: Arc::new(key),
             total: Sums { outcomes: [7, 2, 1, 0], sum_us: 1_500_000 + u64::from(n) },
             detail: detail.map(Box::new),
+            exemplars: Box::default(),
         }
     }
 

@@ -1,8 +1,10 @@
 //! Messages of `io.prometheus.client` (`metrics.proto` of Prometheus' client model), by hand: a few fields that do not change, and no sample is an object first.
 //!
 //! Fields: a `MetricFamily` has name 1, help 2, type 3, metric 4; a `Metric` label 1, gauge 2, counter 3, summary 4, histogram 7; numbers beside are those of their messages.
+//! Exemplars stand at the classic buckets, where Prometheus before 2.50 looks for those of native histograms too, and at native histograms, where later ones look.
 //! A native histogram carries its classic buckets too, for who scrapes both or only those.
 
+use super::exemplar::{Shown, TRACE_ID, of_bucket, of_outcome, shown};
 use super::{Exported, Family, Head, Kind, NativePart, OfEndpoints, value_of};
 use crate::counting::Outcome;
 use crate::endpoint::EndpointKey;
@@ -99,7 +101,10 @@ pub(super) fn put_samples(out: &mut Vec<u8>, labels: &mut Vec<u8>, family: OfEnd
                 put_message(out, METRIC, |out| {
                     out.extend_from_slice(labels);
                     put_label(out, "outcome", outcome.name());
-                    put_message(out, 3, |out| put_double(out, 1, float(total.outcomes[outcome as usize])));
+                    put_message(out, 3, |out| {
+                        put_double(out, 1, float(total.outcomes[outcome as usize]));
+                        put_exemplar(out, 2, of_outcome(&endpoint.exemplars, outcome));
+                    });
                 });
             }
         }
@@ -110,14 +115,26 @@ pub(super) fn put_samples(out: &mut Vec<u8>, labels: &mut Vec<u8>, family: OfEnd
                 let (count, sum_us) = native.map_or((count, total.sum_us), |n| (n.count, n.sum_us));
                 put_uint(out, 1, count);
                 put_double(out, 2, seconds(sum_us));
+                let mut above = None;
                 for &(us, within) in detail.iter().flat_map(|d| &d.bounds) {
                     put_message(out, 3, |out| {
                         put_uint(out, 1, within);
                         put_double(out, 2, seconds(us));
+                        put_exemplar(out, 3, of_bucket(&endpoint.exemplars, above, Some(us)));
+                    });
+                    above = Some(us);
+                }
+                // The last bucket goes without saying, but for its exemplar.
+                if let Some(exemplar) = of_bucket(&endpoint.exemplars, above, None) {
+                    put_message(out, 3, |out| {
+                        put_uint(out, 1, count);
+                        put_double(out, 2, f64::INFINITY);
+                        put_exemplar(out, 3, Some(exemplar));
                     });
                 }
                 if let Some(NativePart { fields, .. }) = native {
                     out.extend_from_slice(fields);
+                    endpoint.exemplars.iter().for_each(|e| put_exemplar(out, 16, Some(shown(e))));
                 }
             });
         }),
@@ -136,6 +153,20 @@ pub(super) fn put_samples(out: &mut Vec<u8>, labels: &mut Vec<u8>, family: OfEnd
             });
         }),
     }
+}
+
+/// Its fields: label 1, value 2, timestamp 3 (seconds 1, nanoseconds 2).
+fn put_exemplar(out: &mut Vec<u8>, field: u32, exemplar: Option<Shown<'_>>) {
+    let Some(exemplar) = exemplar else { return };
+    let ms = exemplar.at.0.unsigned_abs();
+    put_message(out, field, |out| {
+        put_label(out, TRACE_ID, exemplar.trace_id);
+        put_double(out, 2, exemplar.value);
+        put_message(out, 3, |out| {
+            put_uint(out, 1, ms / 1_000);
+            put_uint(out, 2, ms % 1_000 * 1_000_000);
+        });
+    });
 }
 
 fn put_labels(out: &mut Vec<u8>, key: &EndpointKey) {

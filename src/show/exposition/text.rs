@@ -5,10 +5,12 @@
 use prometheus::proto::LabelPair;
 use prometheus::{Encoder as _, TextEncoder};
 
+use super::exemplar::{Shown, TRACE_ID, of_bucket, of_outcome};
 use super::format::Format;
 use super::{Exported, Family, Head, Kind, OfEndpoints, value_of};
 use crate::counting::Outcome;
 use crate::endpoint::EndpointKey;
+use crate::history::exemplars::Exemplar;
 
 /// What a page of `OpenMetrics` ends with.
 pub(super) const END: &[u8] = b"# EOF\n";
@@ -71,15 +73,19 @@ fn put_label_list(out: &mut Vec<u8>, labels: &[LabelPair]) {
 }
 
 /// Appends the samples of an endpoint; `labels` is room.
-pub(super) fn put_samples(out: &mut Vec<u8>, labels: &mut Vec<u8>, family: OfEndpoints, endpoint: &Exported) {
+pub(super) fn put_samples(out: &mut Vec<u8>, labels: &mut Vec<u8>, format: Format, family: OfEndpoints, endpoint: &Exported) {
     put_labels(labels, &endpoint.key);
-    let mut sample = |name: &str, label: &str, value: &[u8], number: &dyn Fn(&mut Vec<u8>)| {
+    let exemplars: &[Exemplar] = if format == Format::OpenMetrics { &endpoint.exemplars } else { &[] };
+    let mut sample_with = |name: &str, label: &str, value: &[u8], exemplar: Option<Shown<'_>>, number: &dyn Fn(&mut Vec<u8>)| {
         out.extend_from_slice(name.as_bytes());
         out.extend_from_slice(labels);
         out.extend_from_slice(label.as_bytes());
         out.extend_from_slice(value);
         out.extend_from_slice(if label.is_empty() { b"} " } else { b"\"} " });
         number(out);
+        if let Some(exemplar) = exemplar {
+            put_exemplar(out, exemplar);
+        }
         out.push(b'\n');
     };
     let Exported { total, detail, .. } = endpoint;
@@ -87,21 +93,28 @@ pub(super) fn put_samples(out: &mut Vec<u8>, labels: &mut Vec<u8>, family: OfEnd
     match family {
         OfEndpoints::Requests => {
             for outcome in Outcome::ALL {
-                sample("slowburn_requests_total", ",outcome=\"", outcome.name().as_bytes(), &|out| put_number(out, total.outcomes[outcome as usize]));
+                let exemplar = of_outcome(exemplars, outcome);
+                let name = outcome.name().as_bytes();
+                sample_with("slowburn_requests_total", ",outcome=\"", name, exemplar, &|out| put_number(out, total.outcomes[outcome as usize]));
             }
         }
         OfEndpoints::Durations => {
-            let mut bound = Vec::new();
+            let (mut bound, mut above) = (Vec::new(), None);
             for &(us, within) in detail.iter().flat_map(|d| &d.bounds) {
                 bound.clear();
                 put_bound(&mut bound, us);
-                sample("slowburn_request_duration_seconds_bucket", ",le=\"", &bound, &|out| put_number(out, within));
+                let exemplar = of_bucket(exemplars, above, Some(us));
+                sample_with("slowburn_request_duration_seconds_bucket", ",le=\"", &bound, exemplar, &|out| put_number(out, within));
+                above = Some(us);
             }
-            sample("slowburn_request_duration_seconds_bucket", ",le=\"", b"+Inf", &|out| put_number(out, count));
-            sample("slowburn_request_duration_seconds_sum", "", b"", &|out| put_seconds(out, total.sum_us));
-            sample("slowburn_request_duration_seconds_count", "", b"", &|out| put_number(out, count));
+            let exemplar = of_bucket(exemplars, above, None);
+            sample_with("slowburn_request_duration_seconds_bucket", ",le=\"", b"+Inf", exemplar, &|out| put_number(out, count));
+            let mut sample = |name, number: &dyn Fn(&mut Vec<u8>)| sample_with(name, "", b"", None, number);
+            sample("slowburn_request_duration_seconds_sum", &|out| put_seconds(out, total.sum_us));
+            sample("slowburn_request_duration_seconds_count", &|out| put_number(out, count));
         }
         OfEndpoints::Latency => {
+            let mut sample = |name, label, value, number: &dyn Fn(&mut Vec<u8>)| sample_with(name, label, value, None, number);
             for &(quantile, us) in detail.iter().flat_map(|d| &d.quantiles) {
                 sample("slowburn_endpoint_latency_seconds", ",window=\"1m\",quantile=\"", quantile.as_bytes(), &|out| put_seconds(out, us));
             }
@@ -109,6 +122,18 @@ pub(super) fn put_samples(out: &mut Vec<u8>, labels: &mut Vec<u8>, family: OfEnd
             sample("slowburn_endpoint_latency_seconds_count", ",window=\"", b"1m", &|out| put_number(out, count));
         }
     }
+}
+
+/// ` # {trace_id="…"} 0.25 1766534400.123`
+fn put_exemplar(out: &mut Vec<u8>, exemplar: Shown<'_>) {
+    for part in [" # {", TRACE_ID, "=\""] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    put_escaped(out, exemplar.trace_id);
+    out.extend_from_slice(b"\"} ");
+    put_float(out, exemplar.value);
+    out.push(b' ');
+    put_seconds(out, exemplar.at.0.unsigned_abs() * 1_000);
 }
 
 /// `{service="…",env="…",…` without the end.

@@ -1,8 +1,9 @@
 //! Answers as Prometheus writes them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use super::super::exposition::exemplar::{Shown, TRACE_ID};
 use super::super::promql::buckets::Buckets;
 use super::super::promql::evaluate::{Joined, Labels, Sample, Series, Value};
 use crate::time::Timestamp;
@@ -124,6 +125,30 @@ pub(super) fn of_range(joined: &Joined) -> String {
         out.push('}');
     }
     out.push_str("]}");
+    out
+}
+
+/// Series with their exemplars.
+pub(super) fn of_exemplars(series: &BTreeMap<Labels, Vec<Shown<'_>>>) -> String {
+    let mut out = String::from("[");
+    for (n, (of, exemplars)) in series.iter().enumerate() {
+        out.push_str(if n > 0 { ",{\"seriesLabels\":" } else { "{\"seriesLabels\":" });
+        labels(&mut out, of);
+        out.push_str(",\"exemplars\":[");
+        for (n, exemplar) in exemplars.iter().enumerate() {
+            out.push_str(if n > 0 { ",{\"labels\":{" } else { "{\"labels\":{" });
+            text(&mut out, TRACE_ID);
+            out.push(':');
+            text(&mut out, exemplar.trace_id);
+            out.push_str("},\"value\":");
+            number(&mut out, exemplar.value);
+            out.push_str(",\"timestamp\":");
+            instant(&mut out, exemplar.at);
+            out.push('}');
+        }
+        out.push_str("]}");
+    }
+    out.push(']');
     out
 }
 

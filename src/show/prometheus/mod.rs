@@ -2,6 +2,7 @@
 //! [`super::promql`]; errors are as Prometheus writes them.
 
 mod current;
+mod exemplars;
 mod form;
 mod json;
 mod metric;
@@ -273,9 +274,8 @@ async fn buildinfo() -> Answer {
     Answer { data: data.to_string(), notes: BTreeSet::new() }
 }
 
-/// There are none, and Grafana asks.
-async fn exemplars() -> Answer {
-    Answer { data: "[]".to_owned(), notes: BTreeSet::new() }
+async fn exemplars(State(site): State<Arc<Site>>, form: Form) -> Result<Answer, Failure> {
+    exemplars::exemplars(&site, &form).await
 }
 
 async fn labels(State(site): State<Arc<Site>>, form: Form) -> Result<Answer, Failure> {

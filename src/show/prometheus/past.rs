@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use promql_parser::label::{MatchOp, Matcher};
 
+use super::super::exposition::bounds_with;
 use super::super::promql::evaluate::{Error, Labels, Past, Sample, Series};
 use super::super::promql::expression::{Grouping, Leaf, NAME, Over};
 use super::super::queries::Running;
@@ -71,13 +72,29 @@ impl Catalogue {
         }
     }
 
+    /// The bounds of an endpoint's classic histogram, in microseconds.
+    pub(super) fn bounds_of(&self, key: &EndpointKey) -> Vec<u64> {
+        bounds_with(self.promises.counting_of(key).0.into_iter())
+    }
+
     /// Tells each endpoint that has series of a metric which matchers let through, with these.
-    pub(super) fn each(&self, metric: Metric, matchers: &[Matcher], mut tell: impl FnMut(EndpointId, &EndpointKey, Vec<(PartLabels, Part)>)) {
+    pub(super) fn each(&self, metric: Metric, matchers: &[Matcher], tell: impl FnMut(EndpointId, &EndpointKey, Vec<(PartLabels, Part)>)) {
+        self.each_of(metric, matchers, |_| true, tell);
+    }
+
+    /// Likewise, of some endpoints.
+    pub(super) fn each_of(
+        &self,
+        metric: Metric,
+        matchers: &[Matcher],
+        is_wanted: impl Fn(EndpointId) -> bool,
+        mut tell: impl FnMut(EndpointId, &EndpointKey, Vec<(PartLabels, Part)>),
+    ) {
         if !matchers.iter().filter(|m| m.name == NAME).all(|m| m.is_match(metric.name())) {
             return;
         }
         let none = Vec::new();
-        for (id, key) in (0..).map(EndpointId).zip(&self.keys) {
+        for (id, key) in (0..).map(EndpointId).zip(&self.keys).filter(|(id, _)| is_wanted(*id)) {
             let objectives = self.objectives.get(&id).unwrap_or(&none);
             if metric.is_of_objectives() && objectives.is_empty() {
                 continue;

@@ -25,6 +25,7 @@ use super::family::Family;
 use super::metrics::{PAGE_ENDPOINTS_MAX, Taken, taken};
 use crate::config::remote_write::{Endpoints, Histograms, Protocol, RemoteWrite};
 use crate::endpoint::EndpointId;
+use crate::history::exemplars::Exemplar;
 use crate::ingest::memory::{NEW_ENDPOINTS_TO, QUERIES_TO, Reservation};
 use crate::time::Timestamp;
 
@@ -112,8 +113,12 @@ impl Rounds {
             }
             let known = self.came_after.partition_point(|(next_id, _)| *next_id <= endpoint.id);
             let start = known.checked_sub(1).map(|at| self.came_after[at].1);
-            of_endpoint(endpoint, &mut |series| writer.put(&series, start));
-            if let Some(old) = gone.next_if(|old| old.id == endpoint.id) {
+            let old = gone.next_if(|old| old.id == endpoint.id);
+            // An exemplar is sent once: a receiver refuses what is older than its last.
+            let is_new = |e: &&Exemplar| old.as_ref().is_none_or(|old| !old.exemplars.contains(e));
+            let exemplars: Vec<Exemplar> = endpoint.exemplars.iter().filter(is_new).cloned().collect();
+            of_endpoint(endpoint, &exemplars, &mut |series| writer.put(&series, start));
+            if let Some(old) = old {
                 writer.put_stale(&old, Some(endpoint));
             }
             if n % TURN_ENDPOINTS == TURN_ENDPOINTS - 1 {
@@ -176,7 +181,7 @@ fn stale(series: Series<'_>) -> Series<'_> {
         // As Prometheus writes one: the sum says it, and nothing is in it.
         Value::Native { .. } => Value::Native { count: 0, sum_seconds: STALE, fields: &[] },
     };
-    Series { value, ..series }
+    Series { value, exemplars: &[], ..series }
 }
 
 struct Writer<'a> {
@@ -199,7 +204,7 @@ impl Writer<'_> {
         labels.push(("__name__", series.name));
         labels.sort_unstable();
         let start = start.filter(|_| matches!(series.kind, Kind::Counter | Kind::Histogram | Kind::Summary));
-        self.builder.add(&Sent { labels: &labels, value: series.value, kind: series.kind, help: series.help, start }, self.at);
+        self.builder.add(&Sent { labels: &labels, value: series.value, kind: series.kind, help: series.help, start, exemplars: series.exemplars }, self.at);
         if self.builder.is_full() {
             self.flush();
         }
@@ -212,11 +217,11 @@ impl Writer<'_> {
         }
         let mut there = HashSet::new();
         if let Some(now) = now {
-            of_endpoint(now, &mut |series| {
+            of_endpoint(now, &[], &mut |series| {
                 there.insert(identity(&series));
             });
         }
-        of_endpoint(old, &mut |series| {
+        of_endpoint(old, &[], &mut |series| {
             if !there.contains(&identity(&series)) {
                 self.put(&stale(series), None);
             }

@@ -1,15 +1,17 @@
 //! A request of remote-write 2.0 (`io.prometheus.write.v2.Request`, as of 2.0-rc.4), by hand as the other messages are: each series is written once, each text is there once.
 //!
-//! Fields: a `Request` has `symbols` 4, `timeseries` 5; a `TimeSeries` `labels_refs` 1, `samples` 2, `histograms` 3, `metadata` 5; a `Sample` `value` 1, `timestamp` 2,
+//! Fields: a `Request` has `symbols` 4, `timeseries` 5; a `TimeSeries` `labels_refs` 1, `samples` 2, `histograms` 3, `exemplars` 4, `metadata` 5; a `Sample` `value` 1, `timestamp` 2,
 //! `start_timestamp` 3; a `Histogram` `count_int` 1, `sum` 3, `timestamp` 15, `start_timestamp` 17, and what makes it native as `SENT` of the exposition has it; a `Metadata`
-//! `type` 1, `help_ref` 3, `unit_ref` 4.
+//! `type` 1, `help_ref` 3, `unit_ref` 4; an `Exemplar` `labels_refs` 1, `value` 2, `timestamp` 3.
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::histogram::codec::put_varint;
 use crate::show::exposition::Kind;
+use crate::show::exposition::exemplar::{Shown, TRACE_ID};
 use crate::show::exposition::protobuf::{put_bytes, put_double, put_message, put_uint};
 use crate::show::exposition::series::Value;
 use crate::time::Timestamp;
@@ -26,6 +28,9 @@ const PLAIN_BYTES_MAX: usize = 1 << 20;
 /// What 1.0 needs for a series beside its texts, and for a label.
 const SERIES_BYTES: usize = 24;
 const LABEL_BYTES: usize = 8;
+
+/// What 1.0 needs for an exemplar beside its trace.
+const EXEMPLAR_BYTES: usize = 40;
 
 /// A request that waits to be sent.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +54,7 @@ pub(super) struct Sent<'a> {
     pub(super) help: &'a str,
     /// When it began to count, where that is known.
     pub(super) start: Option<Timestamp>,
+    pub(super) exemplars: &'a [Shown<'a>],
 }
 
 /// A request that is written.
@@ -93,6 +99,8 @@ impl Builder {
         }
         let help = self.reference(sent.help);
         let unit = self.reference(unit_of(sent.labels, sent.kind));
+        let traces: SmallVec<[[u64; 2]; 4]> = sent.exemplars.iter().map(|e| [TRACE_ID, e.trace_id].map(|text| u64::from(self.reference(text)))).collect();
+        self.plain_bytes += sent.exemplars.iter().map(|e| EXEMPLAR_BYTES + e.trace_id.len()).sum::<usize>();
         let start_ms = sent.start.map(|s| s.0.cast_unsigned());
         let before = self.series.len();
         put_message(&mut self.series, 5, |out| {
@@ -114,6 +122,13 @@ impl Builder {
                         put_uint(out, 17, start);
                     }
                 }),
+            }
+            for (exemplar, trace) in sent.exemplars.iter().zip(&traces) {
+                put_message(out, 4, |out| {
+                    put_message(out, 1, |out| trace.iter().for_each(|reference| put_varint(out, *reference)));
+                    put_double(out, 2, exemplar.value);
+                    put_uint(out, 3, exemplar.at.0.cast_unsigned());
+                });
             }
             put_message(out, 5, |out| {
                 put_uint(out, 1, type_of(sent.kind));
@@ -181,7 +196,7 @@ mod tests {
 
     fn add(builder: &mut Builder, route: &str, value: Value<'_>) {
         let labels = [("__name__", "slowburn_request_duration_seconds_sum"), ("route", route)];
-        builder.add(&Sent { labels: &labels, value, kind: Kind::Histogram, help: "h", start: Some(Timestamp(7)) }, Timestamp(9));
+        builder.add(&Sent { labels: &labels, value, kind: Kind::Histogram, help: "h", start: Some(Timestamp(7)), exemplars: &[] }, Timestamp(9));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What waits is kept in 2.0; for a receiver that only knows 1.0 (`prometheus.WriteRequest`) each request is rewritten when it is sent. So it may turn out late which one a
 //! receiver knows, and it may change.
 //!
-//! Fields of 1.0: a `WriteRequest` has `timeseries` 1, `metadata` 3; a `TimeSeries` `labels` 1, `samples` 2, `histograms` 4; a `Label` `name` 1, `value` 2; a `MetricMetadata`
+//! Fields of 1.0: a `WriteRequest` has `timeseries` 1, `metadata` 3; a `TimeSeries` `labels` 1, `samples` 2, `exemplars` 3, `histograms` 4; an `Exemplar` `labels` 1; a `Label` `name` 1, `value` 2; a `MetricMetadata`
 //! `type` 1, `metric_family_name` 2, `help` 4, `unit` 5. A `Sample` and a `Histogram` are those of 2.0 without their last field, when they started.
 
 use std::collections::BTreeSet;
@@ -60,6 +60,38 @@ fn text<'a>(symbols: &[&'a [u8]], reference: u64) -> Result<&'a [u8], Broken> {
     usize::try_from(reference).ok().and_then(|at| symbols.get(at)).copied().ok_or(Broken::NoField)
 }
 
+/// Name and value.
+type Label<'a> = (&'a [u8], &'a [u8]);
+
+fn labels_of<'a>(symbols: &[&'a [u8]], mut references: &[u8]) -> Result<Vec<Label<'a>>, Broken> {
+    let mut labels = Vec::new();
+    while !references.is_empty() {
+        labels.push((text(symbols, take_varint(&mut references)?)?, text(symbols, take_varint(&mut references)?)?));
+    }
+    Ok(labels)
+}
+
+fn put_labels(out: &mut Vec<u8>, labels: &[Label<'_>]) {
+    for (label, value) in labels {
+        put_message(out, 1, |out| {
+            put_bytes(out, 1, label);
+            put_bytes(out, 2, value);
+        });
+    }
+}
+
+/// An exemplar with its labels as texts; the rest of it is as it was.
+fn exemplar(symbols: &[&[u8]], of_2_0: &[u8]) -> Result<Vec<u8>, Broken> {
+    let mut out = Vec::new();
+    for field in fields(of_2_0) {
+        if let (1, Value::Bytes(references), _) = field? {
+            put_labels(&mut out, &labels_of(symbols, references)?);
+        }
+    }
+    out.extend(without(of_2_0, 1)?);
+    Ok(out)
+}
+
 /// The same in 1.0, with native histograms or without. `None` when nothing is left.
 ///
 /// # Errors
@@ -77,30 +109,17 @@ pub fn as_1_0(request: &Request, with_histograms: bool) -> Result<Option<Rewritt
                 if of.histogram.is_some() && !with_histograms {
                     continue;
                 }
-                let mut name: &[u8] = &[];
-                let mut labels = Vec::new();
-                let mut references = of.labels;
-                while !references.is_empty() {
-                    let (label, value) = (text(&symbols, take_varint(&mut references)?)?, text(&symbols, take_varint(&mut references)?)?);
-                    if label == b"__name__" {
-                        name = value;
-                    }
-                    labels.push((label, value));
-                }
+                let labels = labels_of(&symbols, of.labels)?;
+                let name = labels.iter().find(|(label, _)| *label == b"__name__").map_or(&[][..], |(_, name)| *name);
+                let exemplars = of.exemplars.iter().map(|e| exemplar(&symbols, e)).collect::<Result<Vec<_>, _>>()?;
                 let (sample, histogram) = (of.sample.map(|s| without(s, 3)).transpose()?, of.histogram.map(|h| without(h, 17)).transpose()?);
                 samples += u64::from(sample.is_some());
                 histograms += u64::from(histogram.is_some());
                 put_message(&mut out, 1, |out| {
-                    for (label, value) in labels {
-                        put_message(out, 1, |out| {
-                            put_bytes(out, 1, label);
-                            put_bytes(out, 2, value);
-                        });
-                    }
-                    for (number, value) in [(2, sample), (4, histogram)] {
-                        if let Some(value) = value {
-                            put_bytes(out, number, &value);
-                        }
+                    put_labels(out, &labels);
+                    let parts = sample.into_iter().map(|s| (2, s)).chain(exemplars.into_iter().map(|e| (3, e))).chain(histogram.into_iter().map(|h| (4, h)));
+                    for (number, part) in parts {
+                        put_bytes(out, number, &part);
                     }
                 });
                 let name = std::str::from_utf8(name).map_err(|_| Broken::NoField)?;
@@ -126,6 +145,7 @@ struct Parts<'a> {
     labels: &'a [u8],
     sample: Option<&'a [u8]>,
     histogram: Option<&'a [u8]>,
+    exemplars: Vec<&'a [u8]>,
     kind: u64,
     help: u64,
     unit: u64,
@@ -139,6 +159,7 @@ impl<'a> Parts<'a> {
                 (1, Value::Bytes(labels), _) => parts.labels = labels,
                 (2, Value::Bytes(sample), _) => parts.sample = Some(sample),
                 (3, Value::Bytes(histogram), _) => parts.histogram = Some(histogram),
+                (4, Value::Bytes(exemplar), _) => parts.exemplars.push(exemplar),
                 (5, Value::Bytes(metadata), _) => {
                     for field in fields(metadata) {
                         match field? {
