@@ -1,7 +1,7 @@
 //! Metrics for Prometheus, in the format that it asks for. `/metrics`: Slowburn itself, objectives, incidents, critical endpoints, and the busiest others up to a limit that says when it
 //! cuts. `/metrics/endpoints`: all endpoints, or those that the query names.
 //!
-//! Families are built from the state at each scrape, but for what only decisions change ([`super::exposition::decided`]); nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart;
+//! Families are built from the state at each scrape, but for what only decisions change (`exposition/decided.rs`); nothing is counted twice to be shown. Counters come from what is on disk, so they do not fall over a restart;
 //! what is counted in memory only is a gauge named `slowburn_process_*`. Endpoints are taken a thousand at a time, so that no look holds up commits.
 
 use std::collections::{BTreeMap, HashMap};
