@@ -13,7 +13,7 @@ use super::budget::Thresholds;
 use super::flow::Flow;
 use super::forecast::Forecast;
 use super::quarters::{DAY_QUARTERS, Past, QUARTER_MS, QUARTER_SLOTS, quarter_of};
-use super::reference::{Hour, Residuals};
+use super::reference::{Part, Residuals};
 use super::together::Together;
 use super::told;
 use super::watch::{Watch, is_slow_run};
@@ -171,22 +171,17 @@ impl Fleet {
         self.members.get_mut(id.0 as usize).is_some_and(|member| member.watch.remind(learnt))
     }
 
-    /// What is to be kept of it.
+    /// What is to be kept of it: the bytes of [`Kept`], appended. Of very many endpoints there is no room for a copy of all first.
+    ///
+    /// # Panics
+    /// Never: it is plain data.
     #[must_use]
-    pub fn keep(&self) -> Kept {
-        Kept {
-            next: self.kept.next,
-            watches: self.members.iter().map(|m| m.watch.clone()).collect(),
-            streams: self.kept.streams.clone(),
-            recent: self.kept.recent.clone(),
-            together: self.kept.together.clone(),
-            quiet: self.kept.quiet.clone(),
-            nothing_for: self.kept.nothing_for,
-            nothing: self.kept.nothing.clone(),
-            nothing_to: self.kept.nothing_to,
-            returning: self.kept.returning.clone(),
-            gaps: self.kept.gaps.clone(),
-        }
+    pub fn keep(&self, bytes: Vec<u8>) -> Vec<u8> {
+        let Kept { next, watches: _, streams, recent, together, quiet, nothing_for, nothing, nothing_to, returning, gaps } = &self.kept;
+        let watches: Vec<&Watch> = self.members.iter().map(|m| &m.watch).collect();
+        // The fields in their order.
+        let kept = (next, watches, streams, recent, together, quiet, nothing_for, nothing, nothing_to, (returning, gaps));
+        postcard::to_extend(&kept, bytes).expect("plain data")
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a share")]
@@ -334,10 +329,9 @@ impl Fleet {
         let mut found = watch.quarter(thresholds, quarter, past.quarter(id, quarter).unwrap_or(&empty));
         let is_slow = is_slow_run(quarter) && watch.reference().is_some();
         if is_slow {
-            let hours = past.hours(id, quarter + 1 - DAY_QUARTERS, quarter + 1);
-            let hour = quarter.div_euclid(4);
-            let day: Vec<Hour<'_>> = (hour - 23..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
-            let slow = watch.slow(thresholds, hour, &day, &mut self.scratch);
+            let of = |quarter: i64| Some(Part { hour: quarter.div_euclid(4), timings: past.quarter(id, quarter)? });
+            let day: Vec<Part<'_>> = (quarter + 1 - DAY_QUARTERS..=quarter).filter_map(of).collect();
+            let slow = watch.slow(thresholds, quarter.div_euclid(4), &day, &mut self.scratch);
             if found[0].is_none() {
                 found[0] = slow;
             }
