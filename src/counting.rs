@@ -193,6 +193,17 @@ impl Cell {
         }
     }
 
+    /// Likewise, of a cell that is no longer needed: mostly its own histogram is all there is to add.
+    pub fn move_latencies_to(self, histogram: &mut Histogram) {
+        let Tally { weight, observed } = self.total();
+        let is_all = self.failed.is_empty() && weight > 0 && weight == observed && self.passed.digits() == histogram.digits();
+        if is_all && histogram.is_empty() {
+            *histogram = self.passed;
+        } else {
+            self.add_latencies_to(histogram);
+        }
+    }
+
     /// Whether nothing was counted.
     #[must_use]
     pub fn is_empty(&self) -> bool {

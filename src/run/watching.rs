@@ -195,7 +195,7 @@ impl Past for Past15 {
         for block in self.index.blocks(Tier::Quarter, Timestamp(from * QUARTER_MS), Timestamp(to * QUARTER_MS)) {
             let slot = Slot::containing(block.period);
             let buffer = &mut self.buffer;
-            let read = reading.each_row(&block, &wanted, |row| buffer.count(row.endpoint, slot, |quarter| row.cell.add_latencies_to(quarter)));
+            let read = reading.each_row(&block, &wanted, |row| buffer.count(row.endpoint, slot, |quarter| row.cell.move_latencies_to(quarter)));
             if let Err(error) = read {
                 warn!(%error, period = %block.period, "a quarter of an hour cannot be read: the detectors go on without it");
             }
