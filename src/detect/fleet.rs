@@ -276,7 +276,7 @@ impl Fleet {
             past.prepare(chunk[0].0..chunk[chunk.len() - 1].0 + 1, needed, quarter + 1);
             for id in chunk {
                 self.run_one(*id, quarter, &marked, past, &mut news, &mut said);
-                is_nothing &= past.quarter(*id, quarter).is_none_or(Histogram::is_empty);
+                is_nothing = is_nothing && past.quarter(*id, quarter).is_none_or(Histogram::is_empty);
                 let member = &self.members[id.0 as usize];
                 for (flow, way) in &member.ends {
                     let (through, end) = work.entry((*flow, member.key.env.clone())).or_default();
