@@ -384,6 +384,19 @@ mod tests {
         }
 
         #[test]
+        fn latencies_that_are_moved_are_those_that_are_added(before in items(), values in items()) {
+            let cell = recorded(&values, &[]);
+            let (mut added, mut moved) = (Histogram::default(), Histogram::default());
+            for (us, _, _) in before.iter().skip(20) {
+                added.record(*us, 1);
+                moved.record(*us, 1);
+            }
+            cell.add_latencies_to(&mut added);
+            cell.move_latencies_to(&mut moved);
+            prop_assert_eq!(added, moved);
+        }
+
+        #[test]
         fn merging_in_any_order_is_recording_together(a in items(), b in items(), t in 1u64..3_000_000) {
             let both: Vec<_> = a.iter().chain(&b).copied().collect();
             let (mut ab, mut ba) = (recorded(&a, &[t]), recorded(&b, &[t]));

@@ -489,6 +489,31 @@ mod tests {
         assert!(silent.iter().any(|f| f.kind == Kind::Silence && f.stage == Stage::Begun), "{silent:?}");
     }
 
+    /// What is kept goes on as if it had never been away, whatever it holds.
+    #[test]
+    fn what_is_kept_is_what_is_restored() {
+        let (mut fleet, mut quarters) = (Fleet::new(Arc::default()), Quarters::default());
+        for route in ["/a", "/b", "/c"] {
+            fleet.add(Arc::new(EndpointKey { route: route.to_owned(), ..EndpointKey::of_service("shop", "", "http") }), false);
+        }
+        fleet.begin(FIRST);
+        fleet.gap(Timestamp((FIRST - 96) * QUARTER_MS), Timestamp((FIRST - 90) * QUARTER_MS));
+        // They fall silent together after two weeks and two days, so that much of what is kept is not empty.
+        for quarter in FIRST..FIRST + 16 * 96 + 40 {
+            let slot = Slot(u32::try_from(quarter * QUARTER_SLOTS).unwrap());
+            for n in (0..3).filter(|_| quarter < FIRST + 16 * 96) {
+                quarters.count(EndpointId(n), slot, |h| h.record(100_000 + u64::from(n), 9));
+            }
+            fleet.run(&mut quarters);
+        }
+        let kept = fleet.keep(vec![7]);
+        assert!(kept[0] == 7 && (fleet.kept.nothing.is_some() || !fleet.kept.quiet.is_empty()));
+        let mut other = Fleet::new(Arc::default());
+        fleet.members.iter().for_each(|member| other.add(Arc::clone(&member.key), false));
+        other.restore(postcard::from_bytes(&kept[1..]).unwrap());
+        assert_eq!(other.keep(vec![7]), kept);
+    }
+
     /// A database that fills up slows all of a service down, day by day: each endpoint has a promise of its own to break.
     #[test]
     fn creeps_are_told_one_by_one() {

@@ -91,14 +91,14 @@ pub fn slot_of(hour: i64) -> usize {
 }
 
 /// Counts by log level on a fine grid of 1/128, from -2^15/128: sums of shifted histograms are looked up here.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Residuals {
     /// The place of the first cell.
     first: i32,
     counts: Vec<u32>,
     /// How many lie below and are in no cell, and the first cell that lacks none of them.
     below: u64,
-    whole_from: i32,
+    whole_from: Option<i32>,
 }
 
 /// Cells of [`Residuals`] for a natural log of 1, and parts of them to which a level is rounded towards 0 first.
@@ -123,13 +123,13 @@ impl Residuals {
     /// An empty one.
     #[must_use]
     pub fn new() -> Self {
-        Self { first: 0, counts: Vec::new(), below: 0, whole_from: i32::MIN }
+        Self::default()
     }
 
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
         self.counts.fill(0);
-        (self.below, self.whole_from) = (0, i32::MIN);
+        (self.below, self.whole_from) = (0, None);
     }
 
     /// Counts a log level so many times.
@@ -201,8 +201,8 @@ impl Residuals {
         for (at, count) in self.counts.iter().enumerate().skip(at) {
             if (below + u64::from(*count)) as f64 >= rank {
                 let inside = (rank - below as f64 - 0.5) / f64::from(*count);
-                let is_whole = self.first.saturating_add_unsigned(u32::try_from(at).unwrap_or(u32::MAX)) >= self.whole_from;
-                return is_whole.then_some((self.first as f32 + at as f32 + inside as f32) / CELLS);
+                let cell = self.first.saturating_add_unsigned(u32::try_from(at).unwrap_or(u32::MAX));
+                return self.whole_from.is_none_or(|from| cell >= from).then_some((self.first as f32 + at as f32 + inside as f32) / CELLS);
             }
             below += u64::from(*count);
         }
@@ -302,7 +302,7 @@ impl Reference {
     pub(super) fn residuals(&self, parts: &[Part<'_>], below: Option<f32>, into: &mut Residuals) {
         into.clear();
         // What rounding does to a level is far less than a cell.
-        into.whole_from = below.map_or(i32::MIN, |level| cell_of(level) + 2);
+        into.whole_from = below.map(|level| cell_of(level) + 2);
         let (mut hour, mut shift, mut bucket) = (i64::MIN, 0.0, 0);
         for part in parts {
             if part.hour != hour {
@@ -317,5 +317,45 @@ impl Reference {
     #[must_use]
     pub fn season(&self, hour: i64) -> f32 {
         self.season.get(slot_of(hour)).and_then(|s| s.get()).unwrap_or(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(values: &[u64]) -> Histogram {
+        let mut timings = Histogram::default();
+        values.iter().for_each(|us| timings.record(*us, 1));
+        timings
+    }
+
+    fn learnt(days: &[Histogram]) -> Reference {
+        let parts: Vec<Part<'_>> = (0..).zip(days).map(|(hour, timings)| Part { hour: hour * 11, timings }).collect();
+        Reference::learn(&parts).unwrap()
+    }
+
+    proptest! {
+        /// Most of a day need not be looked at to know its p95; where it must, that is told.
+        #[test]
+        fn what_lies_above_a_level_is_enough_for_a_quantile_above_it(
+            values in prop::collection::vec(prop::collection::vec(prop_oneof![0_u64..300, 1_000_u64..3_000_000], 0..60), 30..60),
+            level in -9.0_f32..9.0,
+            q in 0.01_f32..1.0,
+        ) {
+            let days: Vec<Histogram> = values.iter().map(|v| of(v)).chain([of(&[20_000; 200])]).collect();
+            let reference = learnt(&days);
+            let parts: Vec<Part<'_>> = (0..).zip(&days).map(|(quarter, timings)| Part { hour: quarter / 4, timings }).collect();
+            let (mut whole, mut upper) = (Residuals::new(), Residuals::new());
+            reference.residuals(&parts, None, &mut whole);
+            reference.residuals(&parts, Some(level), &mut upper);
+            prop_assert_eq!(whole.total(), upper.total());
+            let exact = whole.quantile(q).unwrap();
+            match upper.quantile(q) {
+                Some(found) => prop_assert_eq!(found.to_bits(), exact.to_bits()),
+                None => prop_assert!(exact < level + 3.0 / CELLS, "{} of {}", exact, level),
+            }
+        }
     }
 }

@@ -132,6 +132,14 @@ mod tests {
     }
 
     #[test]
+    fn a_state_of_many_parts_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let state: Vec<u8> = (0..=250_u8).cycle().take(2 * PART_BYTES + 5).collect();
+        write(dir.path(), Position(1), &state).unwrap();
+        assert_eq!(newest(dir.path()).unwrap(), (Some((Position(1), state)), vec![]));
+    }
+
+    #[test]
     fn a_damaged_snapshot_is_passed_over_for_the_one_before() {
         let dir = tempfile::tempdir().unwrap();
         for p in 1..=3 {
