@@ -509,7 +509,9 @@ mod tests {
         let kept = fleet.keep(vec![7]);
         assert!(kept[0] == 7 && (fleet.kept.nothing.is_some() || !fleet.kept.quiet.is_empty()));
         let mut other = Fleet::new(Arc::default());
-        fleet.members.iter().for_each(|member| other.add(Arc::clone(&member.key), false));
+        for member in &fleet.members {
+            other.add(Arc::clone(&member.key), false);
+        }
         other.restore(postcard::from_bytes(&kept[1..]).unwrap());
         assert_eq!(other.keep(vec![7]), kept);
     }
