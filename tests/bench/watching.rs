@@ -62,7 +62,7 @@ impl Quarters {
     }
 
     fn place(id: u32, quarter: i64) -> usize {
-        (i64::from(id % MODELS) * 31 + quarter * 7).rem_euclid(CELLS as i64) as usize
+        ((u64::from(id % MODELS) * 31 + quarter.unsigned_abs() * 7) % CELLS as u64) as usize
     }
 }
 
