@@ -193,6 +193,17 @@ impl Cell {
         }
     }
 
+    /// Likewise, of a cell that is no longer needed: mostly its own histogram is all there is to add.
+    pub fn move_latencies_to(self, histogram: &mut Histogram) {
+        let Tally { weight, observed } = self.total();
+        let is_all = self.failed.is_empty() && weight > 0 && weight == observed && self.passed.digits() == histogram.digits();
+        if is_all && histogram.is_empty() {
+            *histogram = self.passed;
+        } else {
+            self.add_latencies_to(histogram);
+        }
+    }
+
     /// Whether nothing was counted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -370,6 +381,19 @@ mod tests {
             let truth: u64 = values.iter().filter(|v| v.1 < 2 && v.0 <= threshold).map(|v| v.2).sum();
             prop_assert_eq!(count.within.weight, truth);
             prop_assert_eq!(count.unsure, Tally::default());
+        }
+
+        #[test]
+        fn latencies_that_are_moved_are_those_that_are_added(before in items(), values in items()) {
+            let cell = recorded(&values, &[]);
+            let (mut added, mut moved) = (Histogram::default(), Histogram::default());
+            for (us, _, _) in before.iter().skip(20) {
+                added.record(*us, 1);
+                moved.record(*us, 1);
+            }
+            cell.add_latencies_to(&mut added);
+            cell.move_latencies_to(&mut moved);
+            prop_assert_eq!(added, moved);
         }
 
         #[test]

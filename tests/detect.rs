@@ -4,8 +4,8 @@
 
 use slowburn::detect::Finding;
 use slowburn::detect::budget::Thresholds;
-use slowburn::detect::reference::{Hour, Residuals};
-use slowburn::detect::watch::{Watch, hours_of, is_slow_run};
+use slowburn::detect::reference::{Part, Residuals};
+use slowburn::detect::watch::{Watch, is_slow_run};
 use slowburn::histogram::Histogram;
 
 const DAYS: usize = 45;
@@ -68,8 +68,7 @@ fn endpoint(seed: u64, growth: impl Fn(f64) -> f64, traffic: impl Fn(f64) -> f64
 
 /// All that is said of it, with the day on which it is said, and the watch at the end.
 fn run(quarters: &[Histogram], thresholds: &Thresholds) -> (Vec<(f64, Finding)>, Watch) {
-    let hours = hours_of(quarters);
-    let hours: Vec<Hour<'_>> = (FIRST_QUARTER / 4..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
+    let parts: Vec<Part<'_>> = (FIRST_QUARTER..).zip(quarters).map(|(quarter, timings)| Part { hour: quarter.div_euclid(4), timings }).collect();
     let (mut watch, mut scratch, mut said) = (Watch::default(), Residuals::new(), Vec::new());
     for (index, (quarter, timings)) in (FIRST_QUARTER..).zip(quarters).enumerate() {
         if watch.learns_at().is_some_and(|hour| hour * 4 == quarter) {
@@ -78,7 +77,7 @@ fn run(quarters: &[Histogram], thresholds: &Thresholds) -> (Vec<(f64, Finding)>,
         let day = f64::from(u32::try_from(index + 1).unwrap()) / 96.0;
         said.extend(watch.quarter(thresholds, quarter, timings).into_iter().flatten().map(|f| (day, f)));
         if is_slow_run(quarter) && index >= 95 {
-            said.extend(watch.slow(thresholds, quarter / 4, &hours[index / 4 - 23..=index / 4], &mut scratch).map(|f| (day, f)));
+            said.extend(watch.slow(thresholds, quarter / 4, &parts[index - 95..=index], &mut scratch).map(|f| (day, f)));
         }
     }
     (said, watch)

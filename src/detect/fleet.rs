@@ -13,7 +13,7 @@ use super::budget::Thresholds;
 use super::flow::Flow;
 use super::forecast::Forecast;
 use super::quarters::{DAY_QUARTERS, Past, QUARTER_MS, QUARTER_SLOTS, quarter_of};
-use super::reference::{Hour, Residuals};
+use super::reference::{Part, Residuals};
 use super::together::Together;
 use super::told;
 use super::watch::{Watch, is_slow_run};
@@ -171,22 +171,17 @@ impl Fleet {
         self.members.get_mut(id.0 as usize).is_some_and(|member| member.watch.remind(learnt))
     }
 
-    /// What is to be kept of it.
+    /// What is to be kept of it: the bytes of [`Kept`], appended. Of very many endpoints there is no room for a copy of all first.
+    ///
+    /// # Panics
+    /// Never: it is plain data.
     #[must_use]
-    pub fn keep(&self) -> Kept {
-        Kept {
-            next: self.kept.next,
-            watches: self.members.iter().map(|m| m.watch.clone()).collect(),
-            streams: self.kept.streams.clone(),
-            recent: self.kept.recent.clone(),
-            together: self.kept.together.clone(),
-            quiet: self.kept.quiet.clone(),
-            nothing_for: self.kept.nothing_for,
-            nothing: self.kept.nothing.clone(),
-            nothing_to: self.kept.nothing_to,
-            returning: self.kept.returning.clone(),
-            gaps: self.kept.gaps.clone(),
-        }
+    pub fn keep(&self, bytes: Vec<u8>) -> Vec<u8> {
+        let Kept { next, watches: _, streams, recent, together, quiet, nothing_for, nothing, nothing_to, returning, gaps } = &self.kept;
+        let watches: Vec<&Watch> = self.members.iter().map(|m| &m.watch).collect();
+        // The fields in their order.
+        let kept = (next, watches, streams, recent, together, quiet, nothing_for, nothing, nothing_to, (returning, gaps));
+        postcard::to_extend(&kept, bytes).expect("plain data")
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a share")]
@@ -281,7 +276,7 @@ impl Fleet {
             past.prepare(chunk[0].0..chunk[chunk.len() - 1].0 + 1, needed, quarter + 1);
             for id in chunk {
                 self.run_one(*id, quarter, &marked, past, &mut news, &mut said);
-                is_nothing &= past.quarter(*id, quarter).is_none_or(Histogram::is_empty);
+                is_nothing = is_nothing && past.quarter(*id, quarter).is_none_or(Histogram::is_empty);
                 let member = &self.members[id.0 as usize];
                 for (flow, way) in &member.ends {
                     let (through, end) = work.entry((*flow, member.key.env.clone())).or_default();
@@ -334,10 +329,9 @@ impl Fleet {
         let mut found = watch.quarter(thresholds, quarter, past.quarter(id, quarter).unwrap_or(&empty));
         let is_slow = is_slow_run(quarter) && watch.reference().is_some();
         if is_slow {
-            let hours = past.hours(id, quarter + 1 - DAY_QUARTERS, quarter + 1);
-            let hour = quarter.div_euclid(4);
-            let day: Vec<Hour<'_>> = (hour - 23..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
-            let slow = watch.slow(thresholds, hour, &day, &mut self.scratch);
+            let of = |quarter: i64| Some(Part { hour: quarter.div_euclid(4), timings: past.quarter(id, quarter)? });
+            let day: Vec<Part<'_>> = (quarter + 1 - DAY_QUARTERS..=quarter).filter_map(of).collect();
+            let slow = watch.slow(thresholds, quarter.div_euclid(4), &day, &mut self.scratch);
             if found[0].is_none() {
                 found[0] = slow;
             }
@@ -493,6 +487,33 @@ mod tests {
         assert_eq!(shop(17, 2, stop, back, gap), []);
         let silent = shop(17, 2, stop, back, |_| ());
         assert!(silent.iter().any(|f| f.kind == Kind::Silence && f.stage == Stage::Begun), "{silent:?}");
+    }
+
+    /// What is kept goes on as if it had never been away, whatever it holds.
+    #[test]
+    fn what_is_kept_is_what_is_restored() {
+        let (mut fleet, mut quarters) = (Fleet::new(Arc::default()), Quarters::default());
+        for route in ["/a", "/b", "/c"] {
+            fleet.add(Arc::new(EndpointKey { route: route.to_owned(), ..EndpointKey::of_service("shop", "", "http") }), false);
+        }
+        fleet.begin(FIRST);
+        fleet.gap(Timestamp((FIRST - 96) * QUARTER_MS), Timestamp((FIRST - 90) * QUARTER_MS));
+        // They fall silent together after two weeks and two days, so that much of what is kept is not empty.
+        for quarter in FIRST..FIRST + 16 * 96 + 40 {
+            let slot = Slot(u32::try_from(quarter * QUARTER_SLOTS).unwrap());
+            for n in (0..3).filter(|_| quarter < FIRST + 16 * 96) {
+                quarters.count(EndpointId(n), slot, |h| h.record(100_000 + u64::from(n), 9));
+            }
+            fleet.run(&mut quarters);
+        }
+        let kept = fleet.keep(vec![7]);
+        assert!(kept[0] == 7 && (fleet.kept.nothing.is_some() || !fleet.kept.quiet.is_empty()));
+        let mut other = Fleet::new(Arc::default());
+        for member in &fleet.members {
+            other.add(Arc::clone(&member.key), false);
+        }
+        other.restore(postcard::from_bytes(&kept[1..]).unwrap());
+        assert_eq!(other.keep(vec![7]), kept);
     }
 
     /// A database that fills up slows all of a service down, day by day: each endpoint has a promise of its own to break.

@@ -29,7 +29,7 @@ use crate::histogram::Histogram;
 use budget::Thresholds;
 use fast::{Cell, Mean};
 use packed::{Count, Height, Level, Ring};
-use reference::{Hour, Reference, Residuals, TAILS};
+use reference::{Part, Reference, Residuals, TAILS};
 
 /// Hours of a block of the slow path.
 pub const BLOCK_HOURS: i64 = 6;
@@ -40,6 +40,8 @@ const BLOCKS: u16 = 168;
 /// Fewer requests in a day are no level, or no p95.
 const DAY_REQUESTS_MIN: f32 = 10.0;
 const P95_REQUESTS_MIN: f32 = 59.0;
+/// A level so far below the last p95 is below the next one, as a rule.
+const WELL_BELOW: f32 = 0.25;
 /// Hours for which nothing more is said of an endpoint's latency, or traffic, after something was.
 const LATENCY_REST_HOURS: i64 = 7 * 24;
 const TRAFFIC_REST_HOURS: i64 = 48;
@@ -116,11 +118,12 @@ impl Memory {
         let (mut n, mut sum) = (0_u64, 0.0_f64);
         if let Some(reference) = reference {
             let season = reference.season(hour);
-            for (bucket, count) in timings.buckets() {
-                let level = (reference::log_of_bucket(bucket) - season).clamp(reference.clip.0, reference.clip.1) - reference.median;
+            let logs = reference::logs_of_buckets();
+            timings.each_from(0, |bucket, count| {
+                let level = (logs.of(bucket) - season).clamp(reference.clip.0, reference.clip.1) - reference.median;
                 n += count;
                 sum += f64::from(level) * count as f64;
-            }
+            });
         } else {
             n = timings.count();
         }
@@ -226,19 +229,19 @@ impl Memory {
 
     /// The slow run, after each block: `day` are the 24 hours that end now, `hour` the last of them.
     #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "counts of a day")]
-    pub fn slow(&mut self, reference: &Reference, thresholds: &Thresholds, hour: i64, day: &[Hour<'_>], scratch: &mut Residuals) -> Option<Finding> {
-        scratch.clear();
-        for h in day {
-            let shift = reference.season(h.hour) + reference.median;
-            for (bucket, count) in h.timings.buckets() {
-                scratch.add(reference::log_of_bucket(bucket) - shift, u32::try_from(count).unwrap_or(u32::MAX));
-            }
+    pub fn slow(&mut self, reference: &Reference, thresholds: &Thresholds, hour: i64, day: &[Part<'_>], scratch: &mut Residuals) -> Option<Finding> {
+        let mean = self.day_mean(0);
+        let ends_day = (hour + 1).rem_euclid(24) == 0;
+        // But for the tail only p95 is asked for: most timings are well below it, and how many they are is enough.
+        let well_below = self.p95.back(0).and_then(Height::get).map(|p95| mean + p95 - WELL_BELOW).filter(|_| !ends_day);
+        reference.residuals(day, well_below, scratch);
+        if well_below.is_some() && scratch.quantile(0.95).is_none() {
+            reference.residuals(day, None, scratch);
         }
         let n = scratch.total() as f32;
         let p95 = if n < P95_REQUESTS_MIN { None } else { scratch.quantile(0.95) };
-        let mean = self.day_mean(0);
         self.p95.push(p95.map_or(Height::default(), |p95| Height::new(p95 - mean)));
-        if (hour + 1).rem_euclid(24) == 0 && n >= DAY_REQUESTS_MIN {
+        if ends_day && n >= DAY_REQUESTS_MIN {
             let median = scratch.quantile(0.5).unwrap_or(0.0);
             let mut beyond = [Count::default(); TAILS];
             for (kept, cut) in beyond.iter_mut().zip(reference.cuts) {

@@ -113,6 +113,11 @@ impl<T: Copy + Default> Ring<T> {
     /// Adds the newest, over the oldest where it is full.
     pub fn push(&mut self, value: T) {
         if self.values.len() < usize::from(self.capacity) {
+            if self.values.len() == self.values.capacity() {
+                // Twice as much, but no more than there will ever be.
+                let more = self.values.len().max(4).min(usize::from(self.capacity) - self.values.len());
+                self.values.reserve_exact(more);
+            }
             self.values.push(value);
         } else {
             self.values[usize::from(self.next)] = value;

@@ -2,7 +2,6 @@
 //!
 //! Here they are kept in memory, for replays. A live run has them from its history ([`Past`]).
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -28,23 +27,11 @@ pub trait Past {
     /// Those of these endpoints in `[from, to)` will be asked for, and no others.
     fn prepare(&mut self, ids: Range<u32>, from: i64, to: i64);
 
-    /// The one of an endpoint that is being run, if anything came in it.
+    /// One of an endpoint, if anything came in it.
     fn quarter(&self, id: EndpointId, quarter: i64) -> Option<&Histogram>;
 
     /// Those of an endpoint in `[from, to)`, one for each, empty ones too.
     fn quarters(&mut self, id: EndpointId, from: i64, to: i64) -> Vec<Histogram>;
-
-    /// Likewise, merged to whole hours from the first of them on.
-    fn hours(&mut self, id: EndpointId, from: i64, to: i64) -> Vec<Cow<'_, Histogram>> {
-        (from.div_euclid(4)..to.div_euclid(4)).map(|hour| Cow::Owned(merged(hour, |quarter| self.quarter(id, quarter)))).collect()
-    }
-}
-
-fn merged<'h>(hour: i64, of: impl Fn(i64) -> Option<&'h Histogram>) -> Histogram {
-    (hour * 4..(hour + 1) * 4).filter_map(of).fold(Histogram::default(), |mut hour, quarter| {
-        hour.merge(quarter);
-        hour
-    })
 }
 
 /// All of one endpoint that are kept: the first, and all after it.
@@ -52,8 +39,6 @@ fn merged<'h>(hour: i64, of: impl Fn(i64) -> Option<&'h Histogram>) -> Histogram
 struct Series {
     first: i64,
     kept: VecDeque<Histogram>,
-    /// The hours that were asked for and are over, so that each is merged once.
-    hours: VecDeque<(i64, Histogram)>,
 }
 
 /// Those of all endpoints, in memory.
@@ -118,7 +103,6 @@ impl Quarters {
         while series.first < before && series.kept.pop_front().is_some() {
             series.first += 1;
         }
-        series.hours.retain(|(hour, _)| *hour * 4 >= before);
     }
 }
 
@@ -131,20 +115,6 @@ impl Past for Quarters {
 
     fn quarters(&mut self, id: EndpointId, from: i64, to: i64) -> Vec<Histogram> {
         (from..to).map(|quarter| self.of(id, quarter).cloned().unwrap_or_default()).collect()
-    }
-
-    fn hours(&mut self, id: EndpointId, from: i64, to: i64) -> Vec<Cow<'_, Histogram>> {
-        let (from, to) = (from.div_euclid(4), to.div_euclid(4));
-        let Some(series) = self.by_endpoint.get_mut(id.0 as usize) else { return (from..to).map(|_| Cow::Owned(Histogram::default())).collect() };
-        if series.hours.front().is_some_and(|(first, _)| *first > from) {
-            series.hours.clear();
-        }
-        let merged_to = series.hours.back().map_or(from, |(last, _)| from.max(last + 1));
-        for hour in merged_to..to {
-            let of = |quarter: i64| series.kept.get(usize::try_from(quarter - series.first).ok()?);
-            series.hours.push_back((hour, merged(hour, of)));
-        }
-        series.hours.iter().filter(|(hour, _)| (from..to).contains(hour)).map(|(_, hour)| Cow::Borrowed(hour)).collect()
     }
 }
 
@@ -171,15 +141,6 @@ mod tests {
         quarters.forget(one, 20);
         quarters.count(one, at(12), |h| h.record(1_000, 1));
         assert_eq!(quarters.of(one, 12).map(Histogram::count), Some(1));
-        let hours = |q: &mut Quarters, from, to| q.hours(one, from, to).iter().map(|h| h.count()).collect::<Vec<_>>();
-        assert_eq!(hours(&mut quarters, 8, 20), [0, 1, 0]);
-        quarters.count(one, at(13), |h| h.record(1_000, 1));
-        assert_eq!(hours(&mut quarters, 8, 20), [0, 1, 0], "an hour that was asked for is over");
-        quarters.count(one, at(21), |h| h.record(1_000, 1));
-        quarters.forget(one, 12);
-        assert_eq!(hours(&mut quarters, 12, 24), [1, 0, 1]);
-        assert_eq!(hours(&mut quarters, 16, 40), [0, 1, 0, 0, 0, 0]);
-        assert_eq!(hours(&mut quarters, 400, 404), [0]);
         assert!(quarters.quarters(EndpointId(0), 0, 3).iter().all(Histogram::is_empty));
     }
 }

@@ -23,12 +23,12 @@ pub const TAIL_QUANTILES: [f32; TAILS] = [0.97, 0.985, 0.995];
 /// How many of them.
 pub const TAILS: usize = 3;
 
-/// One hour of an endpoint: hours since 1970 and its timings.
+/// Timings of an endpoint in an hour, or in a part of one.
 #[derive(Clone, Copy, Debug)]
-pub struct Hour<'a> {
+pub struct Part<'a> {
     /// Whole hours since 1970.
     pub hour: i64,
-    /// All its timings.
+    /// The timings.
     pub timings: &'a Histogram,
 }
 
@@ -55,16 +55,25 @@ pub struct Reference {
     pub requests: u64,
 }
 
-/// The natural logarithm of the middle of a bucket, in log microseconds.
-#[must_use]
-#[inline]
-pub fn log_of_bucket(bucket: u16) -> f32 {
+/// The natural logarithms of the middles of buckets, in log microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Logs(&'static [f32]);
+
+/// Those of the grid of two digits.
+pub(super) fn logs_of_buckets() -> Logs {
     static TABLE: OnceLock<Vec<f32>> = OnceLock::new();
-    let table = TABLE.get_or_init(|| {
+    Logs(TABLE.get_or_init(|| {
         let last = Digits::Two.bucket_of(crate::histogram::grid::VALUE_US_MAX);
         (0..=last).map(log_of).collect()
-    });
-    table.get(usize::from(bucket)).copied().unwrap_or_else(|| log_of(bucket))
+    }))
+}
+
+impl Logs {
+    /// That of one.
+    #[inline]
+    pub(super) fn of(self, bucket: u16) -> f32 {
+        self.0.get(usize::from(bucket)).copied().unwrap_or_else(|| log_of(bucket))
+    }
 }
 
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a bucket is wider than the rounding")]
@@ -87,6 +96,9 @@ pub struct Residuals {
     /// The place of the first cell.
     first: i32,
     counts: Vec<u32>,
+    /// How many lie below and are in no cell, and the first cell that lacks none of them.
+    below: u64,
+    whole_from: Option<i32>,
 }
 
 /// Cells of [`Residuals`] for a natural log of 1, and parts of them to which a level is rounded towards 0 first.
@@ -95,6 +107,13 @@ const PARTS: f32 = 128.0 * CELLS;
 
 /// Cells that are summed at a time.
 const STRETCH: usize = 32;
+
+/// The place of a level on the grid.
+#[expect(clippy::cast_possible_truncation, reason = "log levels of 1 to 2^40 microseconds")]
+fn cell_of(level: f32) -> i32 {
+    // Truncated on a grid 128 times finer, then shifted: floor() is a call where the processor has no instruction for it.
+    ((level * PARTS) as i32) >> 7
+}
 
 fn sum_of(counts: &[u32]) -> u64 {
     counts.iter().map(|c| u64::from(*c)).sum()
@@ -110,23 +129,25 @@ impl Residuals {
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
         self.counts.fill(0);
+        (self.below, self.whole_from) = (0, None);
     }
 
     /// Counts a log level so many times.
     #[inline]
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "log levels of 1 to 2^40 microseconds; what is below the first is beyond the last"
-    )]
+    #[expect(clippy::cast_sign_loss, reason = "what is below the first is beyond the last")]
     pub fn add(&mut self, level: f32, count: u32) {
-        // Truncated on a grid 128 times finer, then shifted: floor() is a call where the processor has no instruction for it.
-        let cell = ((level * PARTS) as i32) >> 7;
+        let cell = cell_of(level);
         let at = (cell - self.first) as u32 as usize;
         match self.counts.get_mut(at) {
             Some(kept) => *kept += count,
             None => self.add_beyond(cell, count),
         }
+    }
+
+    /// Counts a histogram from a bucket on, each at its log level less a shift; how many lie before it is kept as one number.
+    fn add_from(&mut self, bucket: u16, timings: &Histogram, shift: f32) {
+        let logs = logs_of_buckets();
+        self.below += timings.each_from(bucket, |bucket, count| self.add(logs.of(bucket) - shift, u32::try_from(count).unwrap_or(u32::MAX)));
     }
 
     /// Counts into a cell that there is not yet.
@@ -152,10 +173,10 @@ impl Residuals {
     /// How many were counted: summed when it is asked for, as counting is what is done most.
     #[must_use]
     pub fn total(&self) -> u64 {
-        sum_of(&self.counts)
+        self.below + sum_of(&self.counts)
     }
 
-    /// The order statistic of rank ⌈q·n⌉, spread evenly over its cell.
+    /// The order statistic of rank ⌈q·n⌉, spread evenly over its cell; `None` where it lies below those that are whole.
     #[must_use]
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "counts of a fortnight")]
     pub fn quantile(&self, q: f32) -> Option<f32> {
@@ -164,7 +185,10 @@ impl Residuals {
             return None;
         }
         let rank = (f64::from(q) * total as f64).ceil().max(1.0);
-        let (mut below, mut at) = (0_u64, 0);
+        let (mut below, mut at) = (self.below, 0);
+        if below as f64 >= rank {
+            return None;
+        }
         // Whole stretches that end before the rank, then cell by cell.
         for stretch in self.counts.chunks(STRETCH) {
             let more = sum_of(stretch);
@@ -177,7 +201,8 @@ impl Residuals {
         for (at, count) in self.counts.iter().enumerate().skip(at) {
             if (below + u64::from(*count)) as f64 >= rank {
                 let inside = (rank - below as f64 - 0.5) / f64::from(*count);
-                return Some((self.first as f32 + at as f32 + inside as f32) / CELLS);
+                let cell = self.first.saturating_add_unsigned(u32::try_from(at).unwrap_or(u32::MAX));
+                return self.whole_from.is_none_or(|from| cell >= from).then_some((self.first as f32 + at as f32 + inside as f32) / CELLS);
             }
             below += u64::from(*count);
         }
@@ -227,19 +252,17 @@ impl Reference {
         cut(quantile) - cut(0.95)
     }
 
-    /// From the hours of the days that it is to be learnt from; `None` with fewer than 200 requests.
+    /// From the days that it is to be learnt from; `None` with fewer than 200 requests.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "counts of a fortnight")]
-    pub fn learn(hours: &[Hour<'_>]) -> Option<Self> {
+    pub fn learn(parts: &[Part<'_>]) -> Option<Self> {
         let mut all = Residuals::new();
         let mut slots = vec![Residuals::new(); SLOTS];
         let mut kinds = [Residuals::new(), Residuals::new()];
-        for h in hours {
-            for (bucket, count) in h.timings.buckets() {
-                let (level, count) = (log_of_bucket(bucket), u32::try_from(count).unwrap_or(u32::MAX));
-                all.add(level, count);
-                slots[slot_of(h.hour)].add(level, count);
-                kinds[slot_of(h.hour) / 24].add(level, count);
+        for part in parts {
+            let slot = slot_of(part.hour);
+            for residuals in [&mut all, &mut slots[slot], &mut kinds[slot / 24]] {
+                residuals.add_from(0, part.timings, 0.0);
             }
         }
         if all.total() < 200 {
@@ -257,11 +280,8 @@ impl Reference {
             })
             .collect();
         let mut without = Residuals::new();
-        for h in hours {
-            let shift = season[slot_of(h.hour)];
-            for (bucket, count) in h.timings.buckets() {
-                without.add(log_of_bucket(bucket) - shift, u32::try_from(count).unwrap_or(u32::MAX));
-            }
+        for part in parts {
+            without.add_from(0, part.timings, season[slot_of(part.hour)]);
         }
         let centre = without.quantile(0.5)?;
         let clip = (without.quantile(0.01)? - 0.2, without.quantile(0.995)? + 0.7);
@@ -272,14 +292,72 @@ impl Reference {
             shares[i] = without.beyond(centre + cuts[i]) / without.total() as f32;
         }
         let p95_offset = all.quantile(0.95)? - without.quantile(0.95)?;
-        let from_hour = hours.iter().map(|h| h.hour).min()?;
+        let from_hour = parts.iter().map(|part| part.hour).min()?;
         let season = season.into_iter().map(Level::new).collect();
         Some(Self { from_hour, season, clip, variance, median: centre, cuts, shares, p95_offset, requests: all.total() })
+    }
+
+    /// The levels of some timings over this one, in place of what was in `into`; those below a level only as their number.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "microseconds")]
+    pub(super) fn residuals(&self, parts: &[Part<'_>], below: Option<f32>, into: &mut Residuals) {
+        into.clear();
+        // What rounding does to a level is far less than a cell.
+        into.whole_from = below.map(|level| cell_of(level) + 2);
+        let (mut hour, mut shift, mut bucket) = (i64::MIN, 0.0, 0);
+        for part in parts {
+            if part.hour != hour {
+                (hour, shift) = (part.hour, self.season(part.hour) + self.median);
+                bucket = below.map_or(0, |level| Digits::Two.bucket_of(libm::expf(level + shift) as u64));
+            }
+            into.add_from(bucket, part.timings, shift);
+        }
     }
 
     /// What the season adds to the log level in an hour.
     #[must_use]
     pub fn season(&self, hour: i64) -> f32 {
         self.season.get(slot_of(hour)).and_then(|s| s.get()).unwrap_or(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(values: &[u64]) -> Histogram {
+        let mut timings = Histogram::default();
+        for us in values {
+            timings.record(*us, 1);
+        }
+        timings
+    }
+
+    fn learnt(days: &[Histogram]) -> Reference {
+        let parts: Vec<Part<'_>> = (0..).zip(days).map(|(hour, timings)| Part { hour: hour * 11, timings }).collect();
+        Reference::learn(&parts).unwrap()
+    }
+
+    proptest! {
+        /// Most of a day need not be looked at to know its p95; where it must, that is told.
+        #[test]
+        fn what_lies_above_a_level_is_enough_for_a_quantile_above_it(
+            values in prop::collection::vec(prop::collection::vec(prop_oneof![0_u64..300, 1_000_u64..3_000_000], 0..60), 30..60),
+            level in -9.0_f32..9.0,
+            q in 0.01_f32..1.0,
+        ) {
+            let days: Vec<Histogram> = values.iter().map(|v| of(v)).chain([of(&[20_000; 200])]).collect();
+            let reference = learnt(&days);
+            let parts: Vec<Part<'_>> = (0..).zip(&days).map(|(quarter, timings)| Part { hour: quarter / 4, timings }).collect();
+            let (mut whole, mut upper) = (Residuals::new(), Residuals::new());
+            reference.residuals(&parts, None, &mut whole);
+            reference.residuals(&parts, Some(level), &mut upper);
+            prop_assert_eq!(whole.total(), upper.total());
+            let exact = whole.quantile(q).unwrap();
+            match upper.quantile(q) {
+                Some(found) => prop_assert_eq!(found.to_bits(), exact.to_bits()),
+                None => prop_assert!(exact < level + 3.0 / CELLS, "{} of {}", exact, level),
+            }
+        }
     }
 }

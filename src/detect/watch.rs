@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::Thresholds;
 use super::forecast::Forecast;
-use super::reference::{Hour, LEARNING_DAYS, Reference, Residuals};
+use super::reference::{LEARNING_DAYS, Part, Reference, Residuals};
 use super::{BLOCK_HOURS, Finding, Memory, trend};
 use crate::histogram::Histogram;
 use crate::incident::Class;
@@ -46,6 +46,7 @@ enum Of {
 const OVER: f32 = 0.35;
 /// A day, and the time after which a level that stays is taken as the endpoint's own, in quarters of an hour.
 const DAY: i64 = 96;
+const DAY_PARTS: usize = 96;
 const STAYS: i64 = 28 * DAY;
 /// Over so many days it must not have risen further than this.
 const STAYED_DAYS: usize = 14;
@@ -229,18 +230,15 @@ impl Watch {
     /// Learns from the quarters of an hour of its first fourteen days, the first of them `from`, and lives through them again with what it has learnt.
     /// Too few timings: it stays unlearnt, and only its traffic is watched.
     pub fn learn(&mut self, from: i64, quarters: &[Histogram]) {
-        let hours = hours_of(quarters);
-        let first = from.div_euclid(4);
-        let hours: Vec<Hour<'_>> = (first..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
-        self.reference = Reference::learn(&hours);
+        let parts: Vec<Part<'_>> = (from..).zip(quarters).map(|(quarter, timings)| Part { hour: quarter.div_euclid(4), timings }).collect();
+        self.reference = Reference::learn(&parts);
         let Some(reference) = &self.reference else { return };
         let (never, mut scratch) = (Thresholds::never(), Residuals::new());
         self.memory = Memory::default();
-        for (quarter, timings) in (from..).zip(quarters) {
+        for (passed, (quarter, timings)) in (1..).zip((from..).zip(quarters)) {
             self.memory.quarter(Some(reference), &never, quarter, timings);
-            let passed = usize::try_from((quarter + 1 - from).div_euclid(4)).unwrap_or(0);
-            if is_slow_run(quarter) && passed >= 24 {
-                self.memory.slow(reference, &never, quarter.div_euclid(4), &hours[passed - 24..passed], &mut scratch);
+            if is_slow_run(quarter) && passed >= DAY_PARTS {
+                self.memory.slow(reference, &never, quarter.div_euclid(4), &parts[passed - DAY_PARTS..passed], &mut scratch);
             }
         }
     }
@@ -263,7 +261,7 @@ impl Watch {
     }
 
     /// The slow run, when [`is_slow_run`] says so, after the quarter was taken in: `day` are the 24 hours that end with `hour`.
-    pub fn slow(&mut self, thresholds: &Thresholds, hour: i64, day: &[Hour<'_>], scratch: &mut Residuals) -> Option<Finding> {
+    pub fn slow(&mut self, thresholds: &Thresholds, hour: i64, day: &[Part<'_>], scratch: &mut Residuals) -> Option<Finding> {
         self.memory.slow(self.reference.as_ref()?, thresholds, hour, day, scratch)
     }
 
@@ -291,19 +289,6 @@ impl Watch {
     pub fn p95_ms(&self) -> Option<f32> {
         self.level_ms(self.memory.p95()? + self.reference.as_ref()?.p95_offset)
     }
-}
-
-/// The hours of quarters of an hour, of which the first begins an hour.
-#[must_use]
-pub fn hours_of(quarters: &[Histogram]) -> Vec<Histogram> {
-    let hour = |of_hour: &[Histogram]| {
-        let mut hour = Histogram::default();
-        for quarter in of_hour {
-            hour.merge(quarter);
-        }
-        hour
-    };
-    quarters.chunks(4).map(hour).collect()
 }
 
 /// Whether the slow run follows this quarter of an hour.

@@ -27,6 +27,16 @@ impl Listed {
         self.0.iter().map(|e| (bucket_of(*e), count_of(*e)))
     }
 
+    /// Visits the buckets from one on with their counts, ascending; says how many values lie before it.
+    #[inline]
+    pub(super) fn each_from(&self, bucket: u16, mut visit: impl FnMut(u16, u64)) -> u64 {
+        let (before, rest) = self.0.split_at(self.0.partition_point(|e| bucket_of(*e) < bucket));
+        for entry in rest {
+            visit(bucket_of(*entry), count_of(*entry));
+        }
+        before.iter().map(|e| count_of(*e)).sum()
+    }
+
     /// Whether so many more buckets surely fit, when all its counts together are then `total`.
     #[must_use]
     pub fn has_room(&self, buckets: usize, total: u64) -> bool {

@@ -123,6 +123,30 @@ impl Histogram {
         listed.chain(window.chain(wide).filter(|(_, count)| *count > 0))
     }
 
+    /// Visits the buckets from one on that hold something with their counts, ascending; says how many values lie before it. Where most of the time goes into
+    /// looking at buckets this is quicker than [`Histogram::buckets`], which finds out for each of them how they are kept.
+    #[inline]
+    pub fn each_from(&self, bucket: u16, mut visit: impl FnMut(u16, u64)) -> u64 {
+        let at = |first: u16, len: usize| usize::from(bucket.saturating_sub(first)).min(len);
+        match &self.counts {
+            Counts::Listed(list) => list.each_from(bucket, visit),
+            Counts::Window(first, counts) => {
+                let (before, rest) = counts.split_at(at(*first, counts.len()));
+                for (bucket, count) in (bucket.max(*first)..).zip(rest).filter(|(_, count)| **count > 0) {
+                    visit(bucket, u64::from(*count));
+                }
+                before.iter().map(|count| u64::from(*count)).sum()
+            }
+            Counts::Wide(first, counts) => {
+                let (before, rest) = counts.split_at(at(*first, counts.len()));
+                for (bucket, count) in (bucket.max(*first)..).zip(rest).filter(|(_, count)| **count > 0) {
+                    visit(bucket, *count);
+                }
+                before.iter().fold(0, |sum: u64, count| sum.saturating_add(*count))
+            }
+        }
+    }
+
     /// How many values it holds.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -256,6 +280,14 @@ mod tests {
                 *count = count.saturating_add(*n);
             }
             prop_assert_eq!(of(&values).buckets().collect::<Vec<_>>(), map.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn from_a_bucket_on_it_visits_the_rest_and_counts_what_is_before(values in values(), at in prop_oneof![0_u16..3_000, any::<u16>()]) {
+            let (whole, mut rest) = (of(&values), Vec::new());
+            let before = whole.each_from(at, |bucket, count| rest.push((bucket, count)));
+            prop_assert_eq!(before, whole.buckets().filter(|b| b.0 < at).fold(0, |sum, b| u64::saturating_add(sum, b.1)));
+            prop_assert_eq!(rest, whole.buckets().filter(|b| b.0 >= at).collect::<Vec<_>>());
         }
 
         #[test]

@@ -17,6 +17,9 @@ const KEPT: usize = 2;
 /// The state as of, and with, a position.
 pub type Kept = (Position, Vec<u8>);
 
+/// Bytes that the disk is given at once: a commit of the log waits for what it was given before.
+const PART_BYTES: usize = 4 << 20;
+
 /// Writes a file so that after a crash either the old or the new one is there.
 ///
 /// # Errors
@@ -24,10 +27,15 @@ pub type Kept = (Position, Vec<u8>);
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let beside = path.with_extension("new");
     let mut file = DiskFile::create(&beside).map_err(write_error("cannot create", &beside))?;
-    if let Err(source) = file.append(bytes) {
-        // It would take the room that is missing.
-        disk_ops::remove_file(&beside).map_err(io_error("cannot remove", &beside))?;
-        return Err(write_error("cannot write", &beside)(source));
+    for (at, part) in bytes.chunks(PART_BYTES).enumerate() {
+        if at > 0 {
+            file.sync_data().map_err(io_error("cannot sync", &beside))?;
+        }
+        if let Err(source) = file.append(part) {
+            // It would take the room that is missing.
+            disk_ops::remove_file(&beside).map_err(io_error("cannot remove", &beside))?;
+            return Err(write_error("cannot write", &beside)(source));
+        }
     }
     file.sync_all().map_err(io_error("cannot sync", &beside))?;
     failpoint::pass("before rename");
@@ -121,6 +129,14 @@ mod tests {
         write(dir.path(), Position(3), &[3]).unwrap();
         assert!(!left.exists());
         assert_eq!(list(dir.path()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_state_of_many_parts_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let state: Vec<u8> = (0..=250_u8).cycle().take(2 * PART_BYTES + 5).collect();
+        write(dir.path(), Position(1), &state).unwrap();
+        assert_eq!(newest(dir.path()).unwrap(), (Some((Position(1), state)), vec![]));
     }
 
     #[test]

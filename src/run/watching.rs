@@ -164,7 +164,7 @@ impl Thread {
                 self.recorded = Some(quarter);
             }
             if is_slow_run(quarter) {
-                match write(&self.path, &self.fleet.keep()) {
+                match write(&self.path, &self.fleet) {
                     Err(error @ file::Error::NoRoom { .. }) => {
                         warn!(%error, "what the detectors have learnt was not written: a start will catch up from the state before");
                     }
@@ -195,7 +195,7 @@ impl Past for Past15 {
         for block in self.index.blocks(Tier::Quarter, Timestamp(from * QUARTER_MS), Timestamp(to * QUARTER_MS)) {
             let slot = Slot::containing(block.period);
             let buffer = &mut self.buffer;
-            let read = reading.each_row(&block, &wanted, |row| buffer.count(row.endpoint, slot, |quarter| row.cell.add_latencies_to(quarter)));
+            let read = reading.each_row(&block, &wanted, |row| buffer.count(row.endpoint, slot, |quarter| row.cell.move_latencies_to(quarter)));
             if let Err(error) = read {
                 warn!(%error, period = %block.period, "a quarter of an hour cannot be read: the detectors go on without it");
             }
@@ -258,11 +258,11 @@ fn read(path: &Path) -> Result<Option<Kept>, Error> {
     kept.map(Some).ok_or_else(|| Error::Damaged { path: path.to_owned() })
 }
 
-fn write(path: &Path, kept: &Kept) -> Result<(), file::Error> {
-    let body = postcard::to_stdvec(kept).expect("plain data");
-    let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-    bytes.extend_from_slice(&body);
+fn write(path: &Path, fleet: &Fleet) -> Result<(), file::Error> {
+    let head = MAGIC.len() + size_of::<u32>();
+    let mut bytes = fleet.keep([MAGIC.as_slice(), &[0; size_of::<u32>()]].concat());
+    let crc = crc32c::crc32c(&bytes[head..]);
+    bytes[MAGIC.len()..head].copy_from_slice(&crc.to_le_bytes());
     if let Some(dir) = path.parent() {
         disk_ops::create_dir_all(dir).map_err(write_error("cannot create", dir))?;
         dir.parent().map_or(Ok(()), sync_dir)?;

@@ -40,6 +40,17 @@ pub fn thread_cpu_ns() -> f64 {
     time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
+/// `VmRSS` of this process in MiB.
+pub fn own_memory_mib() -> f64 {
+    memory_mib("self", "VmRSS")
+}
+
+fn memory_mib(who: &str, name: &str) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{who}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+    line.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1_024.0
+}
+
 /// Bytes of all files in a folder and its folders; 0 where there is none.
 pub fn folder_bytes(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
@@ -100,8 +111,8 @@ impl Server {
             said += &line;
             said.push('\n');
         };
-        // Read on, so that the server never waits for room in the pipe. A warning under load is a finding.
-        std::thread::spawn(move || lines.filter(|line| line.contains("WARN") || line.contains("ERROR")).for_each(|line| eprintln!("server: {line}")));
+        // Read on, so that the server never waits for room in the pipe. A warning under load is a finding, and so is why it ended.
+        std::thread::spawn(move || lines.filter(|line| !line.contains("INFO")).for_each(|line| eprintln!("server: {line}")));
         let server = Self { child, address, data_dir };
         server.wait_for("/readyz");
         (server, start.elapsed())
@@ -159,9 +170,7 @@ impl Server {
 
     /// `VmRSS` (now) or `VmHWM` (at most), in MiB.
     pub fn memory_mib(&self, name: &str) -> f64 {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
-        line.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1_024.0
+        memory_mib(&self.child.id().to_string(), name)
     }
 
     /// Reads a page that is to be there.

@@ -28,6 +28,7 @@ mod start;
 mod store;
 mod table;
 mod traffic;
+mod watching;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -79,7 +80,7 @@ fn config(mix: Mix) -> String {
 /// A section: its name, what it measures, and how.
 type Section = (&'static str, &'static str, fn(&mut Bench));
 
-const SECTIONS: [Section; 16] = [
+const SECTIONS: [Section; 17] = [
     ("stages", "what a timing costs inside, stage by stage, one thread", stages::stages),
     ("json", "timings a second for each core of the server, as JSON over HTTP, answered when on disk", ingest::json),
     ("cores", "whether every start uses all cores, JSON, 1,000 a batch", ingest::cores),
@@ -88,6 +89,7 @@ const SECTIONS: [Section; 16] = [
     ("log", "bytes of the log for each timing", ingest::log),
     ("endpoints", "100k endpoints: memory, answers while periods are closed, scrapes, disk", endpoints::endpoints),
     ("close", "what one thread spends on closing a slot and a minute of 100k active endpoints, with objectives, in this process", close::close),
+    ("watching", "the detectors over 100k endpoints with a month behind them: CPU, memory, and answers while they run", watching::watching),
     ("query", "quantiles of open slots, 10k endpoints", endpoints::query),
     ("query-history", "p99 of each hour of 30 days, over HTTP, files in the page cache", endpoints::query_history),
     ("start", "from exec to /readyz after kill -9 under load, 10k endpoints, files in the page cache", start::start),

@@ -1,9 +1,11 @@
 //! Data directories as a server leaves them after hours or a month, written by the server's own code without its sockets.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use slowburn::counting::{Cell, Outcome, Span, Tally};
+use slowburn::detect::quarters::QUARTER_MS;
 use slowburn::endpoint::{EndpointId, EndpointKey};
 use slowburn::histogram::Digits;
 use slowburn::history::catalogue::{Entry, Limits, Marked};
@@ -132,4 +134,19 @@ pub fn of_hours(data_dir: &Path, endpoints: u32, timings: u32) -> (i64, i64) {
     store.close(Slot::ended_by(Timestamp(end)).unwrap());
     store.checkpoint(Timestamp(end));
     (begin, end)
+}
+
+/// Quarters of an hour, counted from 1970, with a row of each endpoint.
+pub fn of_quarters(data_dir: &Path, endpoints: u32, quarters: Range<i64>, cell: impl Fn(u32, i64) -> Cell) {
+    let mut store = Store::new(data_dir, endpoints);
+    let mut files = Files::open(data_dir).unwrap();
+    let (name, end) = (store.opened.machine.position, Timestamp(quarters.end * QUARTER_MS));
+    for quarter in quarters {
+        let rows: Vec<Row> = (0..endpoints).map(|id| Row { endpoint: EndpointId(id), cell: cell(id, quarter), slots: Vec::new() }).collect();
+        let block = files.append(Tier::Quarter, Timestamp(quarter * QUARTER_MS), name, &rows).unwrap();
+        store.opened.keeper.index.put_block(&block);
+    }
+    files.sync().unwrap();
+    store.close(Slot::ended_by(end).unwrap());
+    store.checkpoint(end);
 }

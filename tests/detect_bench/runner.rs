@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use slowburn::detect::Finding;
 use slowburn::detect::budget::Thresholds;
 use slowburn::detect::flow::Flow;
-use slowburn::detect::reference::{Hour, Residuals};
+use slowburn::detect::reference::{Part, Residuals};
 use slowburn::detect::slow::Shape;
-use slowburn::detect::watch::{Watch, hours_of, is_slow_run};
+use slowburn::detect::watch::{Watch, is_slow_run};
 use stream::{Endpoint, QUARTER_MS, Stream};
 
 /// A slot end is judged so long after it.
@@ -67,8 +67,7 @@ fn line(at: i64, event: &str, kind: &str, e: &Endpoint, breach: [Option<i64>; 3]
 fn watch(s: &Stream, place: usize, thresholds: &Thresholds, costs: &mut Costs) -> Vec<(i64, String)> {
     let (endpoint, quarters) = (&s.head.endpoints[place], &s.quarters[place]);
     let first = s.head.start / QUARTER_MS;
-    let hours = hours_of(quarters);
-    let hours: Vec<Hour<'_>> = (first / 4..).zip(&hours).map(|(hour, timings)| Hour { hour, timings }).collect();
+    let parts: Vec<Part<'_>> = (first..).zip(quarters).map(|(quarter, timings)| Part { hour: quarter.div_euclid(4), timings }).collect();
     let markers: Vec<i64> = s.head.markers.iter().filter(|m| m.1 == endpoint.service).map(|m| m.0 / QUARTER_MS).collect();
     let (mut watch, mut scratch, mut lines) = (Watch::default(), Residuals::new(), Vec::new());
     let mut born = None;
@@ -86,7 +85,7 @@ fn watch(s: &Stream, place: usize, thresholds: &Thresholds, costs: &mut Costs) -
         let at = (quarter + 1) * QUARTER_MS;
         let mut breach = [None; 3];
         if is_slow_run(quarter) && watch.reference().is_some() && index >= 95 {
-            let day = &hours[index / 4 - 23..=index / 4];
+            let day = &parts[index - 95..=index];
             found.extend(costs.slow_runs.of(|| watch.slow(thresholds, quarter / 4, day, &mut scratch)));
             if watch.memory().is_rising()
                 && let Some(f) = costs.forecasts.of(|| watch.forecast(endpoint.slo_ms)).filter(slowburn::detect::forecast::Forecast::has_date)
