@@ -41,7 +41,23 @@ const MARKER_BEFORE_MS: i64 = 30 * 60_000;
 pub(super) struct Together {
     pub(super) since: i64,
     pub(super) members: BTreeSet<EndpointId>,
+    #[serde(with = "in_json")]
     pub(super) change: Change,
+}
+
+/// A change leaves out what it has not, which bytes without names of fields cannot tell: it is kept as the JSON that it is elsewhere.
+mod in_json {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de, ser};
+
+    use super::Change;
+
+    pub(super) fn serialize<S: Serializer>(change: &Change, to: S) -> Result<S::Ok, S::Error> {
+        serde_json::to_string(change).map_err(ser::Error::custom)?.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Change, D::Error> {
+        serde_json::from_str(&String::deserialize(from)?).map_err(de::Error::custom)
+    }
 }
 
 impl Fleet {
