@@ -7,7 +7,7 @@
 //! construction. What would delay an answer is elsewhere instead: handlers parse and look endpoints up, history is written by a thread of its own, and closing a minute takes its
 //! cells out as they are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use crate::histogram::Digits;
 use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
 use crate::history::counts::{Counted, Counts, Writer};
 use crate::history::creation::{Creation, May};
-use crate::history::exemplars::{Exemplar, Exemplars};
+use crate::history::exemplars::{Exemplar, Exemplars, is_slower};
 use crate::history::gathered::{Block, Gathered};
 use crate::history::open_slots::{ClosedMinute, OpenSlots};
 use crate::history::reader::Wanted;
@@ -191,7 +191,7 @@ impl Delta {
     /// Takes the traces out of it, and what they were all of; how many there were.
     pub fn shed_traces(&mut self) -> u64 {
         let traces = self.details.iter_mut().filter_map(|d| d.trace_id.take()).count() as u64;
-        self.details.retain(|d| d.actor.is_some() || d.key.is_some());
+        self.details.retain(|d| !d.is_trace_alone());
         traces
     }
 
@@ -440,8 +440,15 @@ impl Machine {
     /// Likewise, with a limit on how fast new endpoints may come.
     #[must_use]
     pub fn fold_within(&self, batches: &[&Batch], creation: Option<&mut Creation>) -> Delta {
-        let mut folding =
-            Folding { machine: self, delta: Delta::default(), new: BTreeMap::new(), pending: BTreeMap::new(), creation, counts: Writer::default() };
+        let mut folding = Folding {
+            machine: self,
+            delta: Delta::default(),
+            new: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            creation,
+            counts: Writer::default(),
+            traces: HashMap::new(),
+        };
         let mut packed: Vec<Packed> = Vec::with_capacity(batches.iter().map(|b| b.packed.len()).sum());
         let mut items: Vec<(Slot, EndpointId, Item)> = Vec::new();
         for batch in batches {
@@ -455,8 +462,7 @@ impl Machine {
             }
             for detail in &batch.details {
                 let to = folding.destination(batch, detail.endpoint, &mut places);
-                let Detail { ts, outcome, duration_us, trace_id, actor, key, starts, .. } = detail.clone();
-                folding.delta.details.push(Detail { endpoint: to.id, ts, outcome, duration_us, trace_id, actor, key, starts });
+                folding.add_detail(to.id, detail);
             }
             for (total, refused) in folding.delta.fates.iter_mut().zip(&batch.refused) {
                 *total += refused;
@@ -472,6 +478,10 @@ impl Machine {
         folding.write_items(&items);
         folding.delta.counts = folding.counts.finish();
         folding.delta
+    }
+
+    fn is_counted_as_critical(&self, id: EndpointId) -> bool {
+        self.counting.get(id.0 as usize).and_then(Option::as_ref).is_some_and(|c| c.critical)
     }
 
     fn fate_in(&self, slot: Slot) -> Fate {
@@ -571,7 +581,7 @@ impl Machine {
         for detail in &delta.details {
             if let Some(entry) = self.catalogue.entry(detail.endpoint) {
                 self.works.detail(detail, &entry.key);
-                let is_critical = self.counting[detail.endpoint.0 as usize].as_ref().is_some_and(|c| c.critical);
+                let is_critical = self.is_counted_as_critical(detail.endpoint);
                 self.exemplars.add(detail, is_critical);
             }
         }
@@ -882,9 +892,36 @@ struct Folding<'m> {
     pending: BTreeMap<String, usize>,
     creation: Option<&'m mut Creation>,
     counts: Writer,
+    /// By endpoint, whether it failed, and minute: where among the details the slowest timing is that names its trace and nothing else.
+    traces: HashMap<(EndpointId, bool, Timestamp), usize>,
 }
 
 impl Folding<'_> {
+    /// Adds what a timing says beside its duration. One that only names its trace has a place in the log if it is the slowest of its minute, as far as is known:
+    /// no other can become an exemplar, and each takes as much room as ten timings.
+    fn add_detail(&mut self, endpoint: EndpointId, detail: &Detail<Whose>) {
+        let owned = |of: &Detail<Whose>| {
+            let Detail { ts, outcome, duration_us, trace_id, actor, key, starts, .. } = of.clone();
+            Detail { endpoint, ts, outcome, duration_us, trace_id, actor, key, starts }
+        };
+        if detail.is_trace_alone() {
+            if !self.machine.exemplars.wants(endpoint, detail, self.machine.is_counted_as_critical(endpoint)) {
+                return;
+            }
+            match self.traces.entry((endpoint, detail.outcome.is_failure(), Tier::Minute.period_of(detail.ts))) {
+                hash_map::Entry::Occupied(place) => {
+                    let slowest = &mut self.delta.details[*place.get()];
+                    if is_slower(detail, slowest) {
+                        *slowest = owned(detail);
+                    }
+                    return;
+                }
+                hash_map::Entry::Vacant(place) => drop(place.insert(self.delta.details.len())),
+            }
+        }
+        self.delta.details.push(owned(detail));
+    }
+
     /// Writes sorted timings, those of one slot and endpoint as one cell.
     fn write_packed(&mut self, packed: &[Packed], near: Slot) {
         let mut buckets: Vec<(u16, u64)> = Vec::new();

@@ -6,13 +6,20 @@ mod common;
 
 use axum::http::StatusCode;
 use common::{Chance, DAY, HOUR, LIMITS, MINUTE, Server};
-use serde_json::{Value, json};
-use slowburn::history::exemplars::KEPT_MS;
-use slowburn::judge::Command;
+use serde_json::Value;
+use slowburn::endpoint::{EndpointId, PathTemplates};
+use slowburn::history::catalogue::Limits;
+use slowburn::history::exemplars::{Exemplars, KEPT_MS};
+use slowburn::ingest::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
+use slowburn::ingest::known::KnownEndpoints;
+use slowburn::ingest::{Batch, Detail, Whose, json};
+use slowburn::judge::{Command, Promises};
 use slowburn::log::file;
+use slowburn::log::record::Position;
+use slowburn::machine::{Delta, Machine};
 use slowburn::run::disk::Retention;
 use slowburn::run::recovery;
-use slowburn::time::Timestamp;
+use slowburn::time::{Slot, Timestamp};
 
 /// 2026-01-05 00:00 UTC.
 const START: i64 = 1_767_571_200_000;
@@ -35,9 +42,9 @@ fn minute(chance: &mut Chance, now: i64, slow: bool) -> String {
         let ts = now - i64::try_from(chance.below(50_000)).unwrap() - late[chance.below(6) as usize];
         let status = if chance.below(5) == 0 { 500 } else { 200 };
         let us = 1_000 + chance.below(400_000) + if slow && n % 2 == 0 { 900_000 } else { 0 };
-        let mut line = json!({"ts": ts.max(START), "service": "shop", "method": route.0, "route": route.1, "status": status, "duration_us": us});
+        let mut line = serde_json::json!({"ts": ts.max(START), "service": "shop", "method": route.0, "route": route.1, "status": status, "duration_us": us});
         if chance.below(3) == 0 {
-            line["trace_id"] = json!(format!("{:016x}", chance.next()));
+            line["trace_id"] = serde_json::json!(format!("{:016x}", chance.next()));
         }
         lines += &(line.to_string() + "\n");
     }
@@ -112,8 +119,9 @@ fn what_only_decisions_change_is_written_once_between_two_and_never_old() {
     let dir = common::folder();
     let server = Server::start(dir.path(), RETENTION, 1 << 20, Timestamp(START));
     server.decide(Command::Configure(Timestamp(START), common::promises(OWED))).unwrap();
-    let slow =
-        |ts: i64| json!({"ts": ts, "service": "shop", "method": "POST", "route": "/orders", "status": 500, "duration_ms": 2_000, "weight": 50}).to_string();
+    let slow = |ts: i64| {
+        serde_json::json!({"ts": ts, "service": "shop", "method": "POST", "route": "/orders", "status": 500, "duration_ms": 2_000, "weight": 50}).to_string()
+    };
     let page = || {
         let page = server.get("/metrics");
         let value = |series: &str| page.lines().find_map(|l| l.strip_prefix(series)?.trim().parse::<f64>().ok());
@@ -140,4 +148,66 @@ fn what_only_decisions_change_is_written_once_between_two_and_never_old() {
     server.decide(Command::Configure(Timestamp(START + 26_000), common::promises(""))).unwrap();
     assert_eq!(page().0, None);
     server.stop();
+}
+
+/// A log of every trace would be ten times as long: what is left out of it can be told from the timings alone, and from what is known already.
+#[test]
+fn the_log_has_the_traces_that_can_become_exemplars_and_they_are_the_same() {
+    let mut chance = Chance::seeded("traces of the log", 1);
+    let mut machine = Machine::new(Promises::none(15_000), Limits { per_service: 9, total: 99, marked_critical_per_service: 0 });
+    let (templates, known) = (PathTemplates::default(), KnownEndpoints::default());
+    let read = |body: &str, now: i64| {
+        let mut admission = Admission::new(&templates, &known, TimeLimits { now: Timestamp(now), past_ms: PAST_MS, future_ms: FUTURE_MS });
+        json::read_ndjson(body.as_bytes(), &mut admission);
+        admission.finish()
+    };
+    let (mut all, mut said, mut position) = (Exemplars::default(), 0, 0);
+    let mut apply = |machine: &mut Machine, delta: &Delta| {
+        position += 1;
+        machine.apply(Position(position), delta);
+    };
+    let mut now = START + 10 * HOUR;
+    for frame in 0..600 {
+        let bodies: Vec<Batch> = (0..3).map(|_| read(&minute(&mut chance, now, false), now)).collect();
+        let delta = machine.fold(&bodies.iter().collect::<Vec<_>>());
+        apply(&mut machine, &delta);
+        known.add(machine.catalogue.numbered_from(EndpointId(0)));
+        for (batch, detail) in bodies.iter().flat_map(|b| b.details.iter().map(move |d| (b, d))) {
+            let id = match detail.endpoint {
+                Whose::Known(id) => id,
+                Whose::Key(place) => machine.catalogue.get(batch.keys[place as usize].0.as_ref()).unwrap(),
+            };
+            let Detail { ts, outcome, duration_us, trace_id, .. } = detail.clone();
+            all.add(&Detail { endpoint: id, ts, outcome, duration_us, trace_id, actor: None, key: None, starts: false }, false);
+            said += 1;
+        }
+        now += 7_000;
+        if frame % 3 == 0
+            && let Some(target) = Slot::ended_by(Timestamp(now - 15_000))
+        {
+            while let Some(end) = machine.next_close(target) {
+                let delta = machine.close(end);
+                apply(&mut machine, &delta);
+                all.judged(end.end());
+            }
+        }
+    }
+    assert_eq!(postcard::to_stdvec(&machine.exemplars).unwrap(), postcard::to_stdvec(&all).unwrap());
+    assert!(said > 3_000 && machine.details < said / 2, "{} of {said}", machine.details);
+
+    // What says more than its trace stays, however fast it was.
+    let line = |more: &str| format!(r#"{{"service":"shop","route":"/items","method":"GET","ts":{},"duration_us":1{more}}}"#, now - 20_000) + "\n";
+    let body: String = [
+        r#","trace_id":"t""#,
+        r#","trace_id":"t","key":"k""#,
+        r#","trace_id":"t","actor":"a""#,
+        r#","trace_id":"t","stage":"start""#,
+        r#","stage":"start""#,
+        "",
+    ]
+    .map(line)
+    .concat();
+    let mut delta = machine.fold(&[&read(&body, now)]);
+    assert_eq!(delta.details.len(), 4, "{:?}", delta.details);
+    assert_eq!((delta.shed_traces(), delta.details.len()), (3, 4), "what starts counts as started without its trace, too");
 }

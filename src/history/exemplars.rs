@@ -91,13 +91,22 @@ pub struct Exemplars {
 impl Exemplars {
     /// Takes what a timing says beside its duration, if that is a trace.
     pub fn add(&mut self, detail: &Detail, is_critical: bool) {
-        let Some(trace_id) = detail.trace_id.as_deref().filter(|id| !id.is_empty()) else { return };
-        if detail.ts < self.kept_from() {
-            return;
-        }
+        let Some((order, is_minute)) = self.order_of(detail) else { return };
+        self.left_out += self.of[usize::from(is_critical)].add((detail.endpoint, detail.outcome.is_failure()), order, is_minute, || order.3.into());
+    }
+
+    /// Whether what a timing says beside its duration would be taken: it has a trace, and no slower one of its window is known.
+    #[must_use]
+    pub fn wants<E>(&self, endpoint: EndpointId, detail: &Detail<E>, is_critical: bool) -> bool {
+        let windows = &self.of[usize::from(is_critical)];
+        self.order_of(detail).is_some_and(|(order, is_minute)| !windows.knows_slower((endpoint, detail.outcome.is_failure()), order, is_minute))
+    }
+
+    /// Its place among others, and whether its minute is kept by itself; if it is kept at all.
+    fn order_of<'d, E>(&self, detail: &'d Detail<E>) -> Option<(Order<'d>, bool)> {
+        let trace_id = detail.trace_id.as_deref().filter(|id| !id.is_empty() && detail.ts >= self.kept_from())?;
         let is_minute = Tier::Minute.period_of(detail.ts) >= self.minutes_from();
-        let order = (detail.duration_us, detail.ts, detail.outcome, trace_id);
-        self.left_out += self.of[usize::from(is_critical)].add((detail.endpoint, detail.outcome.is_failure()), order, is_minute, || trace_id.into());
+        Some(((detail.duration_us, detail.ts, detail.outcome, trace_id), is_minute))
     }
 
     /// Everything up to there was judged: what is old goes.
@@ -165,16 +174,33 @@ impl Exemplars {
     }
 }
 
+/// The beginning of the window that a timing is of.
+fn window_of(ts: Timestamp, is_minute: bool) -> Timestamp {
+    let width_ms = if is_minute { 60_000 } else { TEN_MINUTES_MS };
+    Timestamp(ts.0.div_euclid(width_ms) * width_ms)
+}
+
+/// Whether a timing is slower than another of its window.
+#[must_use]
+pub fn is_slower<A, B>(one: &Detail<A>, other: &Detail<B>) -> bool {
+    (one.duration_us, one.ts, one.outcome, &one.trace_id) > (other.duration_us, other.ts, other.outcome, &other.trace_id)
+}
+
 impl Windows {
+    fn knows_slower(&self, key: (EndpointId, bool), order: Order<'_>, is_minute: bool) -> bool {
+        let all = if is_minute { &self.minutes } else { &self.tens };
+        all.get(&window_of(order.1, is_minute)).and_then(|w| w.get(&key)).is_some_and(|known| known.order() >= order)
+    }
+
     /// Adds one unless a slower one is known; how many had to go for it.
     fn add(&mut self, key: (EndpointId, bool), order: Order<'_>, is_minute: bool, trace_id: impl FnOnce() -> Arc<str>) -> u64 {
-        let (us, ts, outcome, _) = order;
-        let (all, width_ms) = if is_minute { (&mut self.minutes, 60_000) } else { (&mut self.tens, TEN_MINUTES_MS) };
-        let start = Timestamp(ts.0.div_euclid(width_ms) * width_ms);
         // A slower one is known, most of the time: a window that somebody looks at is copied only for news.
-        if all.get(&start).and_then(|w| w.get(&key)).is_some_and(|known| known.order() >= order) {
+        if self.knows_slower(key, order, is_minute) {
             return 0;
         }
+        let (us, ts, outcome, _) = order;
+        let start = window_of(ts, is_minute);
+        let all = if is_minute { &mut self.minutes } else { &mut self.tens };
         let exemplar = Exemplar { us, ts, outcome, trace_id: trace_id() };
         let window = Arc::make_mut(all.entry(start).or_default());
         let bytes = exemplar.bytes();

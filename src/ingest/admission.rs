@@ -626,7 +626,7 @@ fn size_of_line(line: &Line<'_>, key: &KeyRef<'_>, is_new: bool) -> (usize, u64)
         None => (1, u64::from(line.hdr.is_none())),
     };
     let parts: usize = [key.service, key.env, key.kind, key.method, key.route].iter().map(|p| p.len()).sum();
-    let details: usize = [&line.trace_id, &line.actor, &line.key].into_iter().flatten().map(|t| t.0.len() + size_of::<Detail<Whose>>() / 3).sum();
+    let details: usize = [&line.trace_id, &line.actor, &line.key, &line.stage].into_iter().flatten().map(|t| t.0.len() + size_of::<Detail<Whose>>() / 3).sum();
     let new = if is_new { 2 * (size_of::<EndpointKey>() + parts) } else { 0 };
     (values * size_of::<Item>() + details + new, timings)
 }
@@ -747,7 +747,7 @@ fn detail(beside: &Beside<'_>) -> Result<Option<DetailParts>, Refused> {
         None => Ok(None),
     };
     let (trace_id, actor, key) = (part("trace_id", beside.trace_id)?, part("actor", beside.actor)?, part("key", beside.key)?);
-    let any = trace_id.is_some() || actor.is_some() || key.is_some();
+    let any = trace_id.is_some() || actor.is_some() || key.is_some() || starts;
     Ok(any.then_some((trace_id, actor, key, starts)))
 }
 

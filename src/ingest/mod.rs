@@ -110,6 +110,14 @@ pub struct Detail<E = EndpointId> {
     pub starts: bool,
 }
 
+impl<E> Detail<E> {
+    /// Whether it names a trace at most.
+    #[must_use]
+    pub fn is_trace_alone(&self) -> bool {
+        self.actor.is_none() && self.key.is_none() && !self.starts
+    }
+}
+
 /// Requests that still run, as a sender said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InFlight {
