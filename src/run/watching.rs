@@ -116,6 +116,19 @@ impl Drop for Watching {
     }
 }
 
+/// How nice the thread is to all others: it gets a tenth of a core that somebody else wants.
+const NICENESS: i32 = 10;
+
+/// Has the threads that answer go first: a slow run of very many endpoints takes a core for seconds, and nobody waits for it.
+fn give_way() {
+    // Elsewhere it would be the whole process that gives way.
+    if cfg!(target_os = "linux")
+        && let Err(error) = rustix::process::nice(NICENESS)
+    {
+        info!(%error, "the thread that watches cannot give way to others");
+    }
+}
+
 struct Thread {
     fleet: Fleet,
     past: Past15,
@@ -127,6 +140,7 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, works: &Receiver<Work>) {
+        give_way();
         for work in works {
             match work {
                 Work::Endpoints(new) => new.into_iter().for_each(|(key, critical)| self.fleet.add(key, critical)),
