@@ -104,7 +104,7 @@ impl Carried {
             fates: self.fates,
             senders: keys.into_senders(),
             in_flight_reports: self.in_flight_reports + delta.in_flight.iter().map(|r| r.running.len() as u64).sum::<u64>(),
-            details: self.details + delta.details.len() as u64,
+            details: self.details + delta.details_beyond_traces(),
         }
     }
 
@@ -188,6 +188,11 @@ impl Delta {
         Ok(delta)
     }
 
+    /// How many of its details say more than a trace: which of the others are in the log depends on the order in which they come.
+    fn details_beyond_traces(&self) -> u64 {
+        self.details.iter().filter(|d| !d.is_trace_alone()).count() as u64
+    }
+
     /// Takes the traces out of it, and what they were all of; how many there were.
     pub fn shed_traces(&mut self) -> u64 {
         let traces = self.details.iter_mut().filter_map(|d| d.trace_id.take()).count() as u64;
@@ -244,7 +249,7 @@ pub struct Machine {
     pub judge: Judge,
     /// Reports of running requests, ever.
     pub in_flight_reports: u64,
-    /// Details kept, ever.
+    /// Details that say more than a trace, ever.
     pub details: u64,
     /// The slowest timings that carried a trace.
     pub exemplars: Exemplars,
@@ -605,7 +610,7 @@ impl Machine {
                 self.running.report(sender.0, sender.1, &[]);
             }
         }
-        self.details += delta.details.len() as u64;
+        self.details += delta.details_beyond_traces();
         for record in &delta.records {
             self.take_record(record, &mut effects);
         }
