@@ -255,7 +255,6 @@ fn every_format_is_scraped_with_the_same_values_and_the_traces_are_exemplars() {
     // One of four failed: an incident names the trace of the slowest.
     until("an incident of the availability", 60, || {
         assert_eq!(server.post("", &self::requests().lines).0, 200);
-        std::thread::sleep(std::time::Duration::from_millis(300));
         server.incidents().iter().any(|i| i["objective"] == "availability")
     });
     for incident in server.incidents() {

@@ -124,7 +124,7 @@ impl Fleet {
         let member = &self.members[id.0 as usize];
         let of_one = told::change_of(first, &member.watch, &self.thresholds[usize::from(!member.critical)], quarter);
         let requests = members.iter().map(|id| self.members[id.0 as usize].watch.requests_over(quarters)).sum();
-        let names = members.iter().map(|id| name_in_service(&self.members[id.0 as usize].key));
+        let names = members.iter().map(|id| self.members[id.0 as usize].key.name());
         let since = known.map_or(of_one.since, |t| t.change.since);
         let change = Change {
             since,
@@ -247,7 +247,7 @@ impl Fleet {
         let first = &self.members[id.0 as usize];
         let of_one = told::change_of(finding, &first.watch, &self.thresholds[usize::from(!first.critical)], quarter);
         let seen: u64 = members.iter().map(|id| self.members[id.0 as usize].watch.requests_over(quarters)).sum();
-        let names = members.iter().map(|id| name_in_service(&self.members[id.0 as usize].key)).collect::<BTreeSet<_>>();
+        let names = members.iter().map(|id| self.members[id.0 as usize].key.name()).collect::<BTreeSet<_>>();
         let change = Change {
             since: known.map_or(of_one.since, |k| k.change.since),
             seen: Some(seen),
@@ -294,10 +294,6 @@ fn service_is_over(members: &[Member], service: &(String, String), together: &To
     let endpoint_kind = of().next().map_or("", |member| member.key.kind.as_str());
     let key = EndpointKey::of_service(&service.0, &service.1, endpoint_kind);
     of_member((key, of().any(|member| member.critical)), quarter, kind, Stage::Over, None, together.change.clone())
-}
-
-fn name_in_service(key: &EndpointKey) -> String {
-    if key.method.is_empty() { key.route.clone() } else { format!("{} {}", key.method, key.route) }
 }
 
 /// By how much a level has changed at once.
