@@ -35,19 +35,33 @@ pub struct Opened {
     /// A torn write that was cut off.
     pub torn: Option<Torn>,
     /// Held as long as the directory is used.
-    pub lock: File,
+    pub lock: FolderLock,
+}
+
+/// A data directory is one process' own as long as this lives.
+///
+/// Unlocked by name when it goes: closing the file is not enough while a process that was just forked still holds a copy of it, which it does until it runs its own program.
+#[derive(Debug)]
+pub struct FolderLock(File);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        if let Err(e) = self.0.unlock() {
+            warn!(error = %e, "the lock of the data directory is left to the end of the process");
+        }
+    }
 }
 
 /// Takes the lock of a data directory.
 ///
 /// # Errors
 /// [`Error::Locked`].
-pub fn lock(data_dir: &Path) -> Result<File, Error> {
+pub fn lock(data_dir: &Path) -> Result<FolderLock, Error> {
     fs::create_dir_all(data_dir).map_err(file::io_error("cannot create", data_dir))?;
     let path = data_dir.join("lock");
     let lock = File::create(&path).map_err(file::io_error("cannot create", &path))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(FolderLock(lock)),
         Err(fs::TryLockError::WouldBlock) => Err(Error::Locked { path: data_dir.to_owned() }),
         Err(fs::TryLockError::Error(e)) => Err(file::io_error("cannot lock", &path)(e).into()),
     }
@@ -250,4 +264,20 @@ pub(super) fn complete_totals(index: &Index, reader: &Reader, machine: &mut Mach
         machine.totals[id.0 as usize].cell = Some(Box::new(cell));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_was_given_up_is_free_though_a_copy_of_its_file_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        let copy_of_a_fork = first.0.try_clone().unwrap();
+        assert!(matches!(lock(dir.path()), Err(Error::Locked { .. })));
+        drop(first);
+        assert!(lock(dir.path()).is_ok());
+        drop(copy_of_a_fork);
+    }
 }

@@ -119,7 +119,7 @@ pub struct Server {
     engine: JoinHandle<Result<(), slowburn::run::disk::Error>>,
     router: Router,
     runtime: tokio::runtime::Runtime,
-    _lock: fs::File,
+    _lock: recovery::FolderLock,
 }
 
 impl Server {
