@@ -169,7 +169,8 @@ fn every_alert_says_what_is_wrong_and_has_a_runbook_and_a_test() {
 /// The names of series of Slowburn and of dashboards in a text.
 fn series(text: &str) -> BTreeSet<String> {
     let of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
-    let words = text.split(|c: char| !of_name(c)).filter(|w| ["slowburn_", "slowburn:", "slo:", "sloth_slo_", "pyrra_"].iter().any(|p| w.starts_with(p)));
+    let words =
+        text.split(|c: char| !of_name(c)).filter(|w| ["slowburn_", "process_", "slowburn:", "slo:", "sloth_slo_", "pyrra_"].iter().any(|p| w.starts_with(p)));
     // A word before a colon of a sentence, and all of a family.
     words.map(|w| w.trim_end_matches([':', '_']).to_owned()).filter(|w| w != "slowburn_process").collect()
 }

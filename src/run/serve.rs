@@ -233,6 +233,7 @@ type Shared = (Arc<KnownEndpoints>, Arc<Refusals>, Arc<AtomicBool>);
 
 fn site(config: &Config, address: std::net::SocketAddr, live: Live, (known, refusals, disk_full): Shared, memory: Arc<Memory>) -> Site {
     let (now, door, memory_ceiling) = (Arc::clone(&live.clock), live.handle.door(), memory.ceiling());
+    let started_at = now.now();
     Site {
         source: Arc::new(live),
         reader: crate::history::closed_periods::Reader::new(&config.data_dir),
@@ -255,6 +256,7 @@ fn site(config: &Config, address: std::net::SocketAddr, live: Live, (known, refu
         exported_endpoints_max: config.exported_endpoints_max,
         scrapes: Arc::new(show::metrics::Scrapes::default()),
         remotes: remote_write::queues(&config.remote_writes, memory_ceiling),
+        started_at,
         ready: Arc::new(AtomicBool::new(true)),
     }
 }

@@ -331,6 +331,9 @@ fn load(site: &Site) -> Vec<Family> {
     let memory = site.memory();
     let free = site.source.free_bytes().map(|bytes| ("slowburn_disk_free_bytes", "Room on the disk of the data directory.", bytes));
     let disk_full = site.ingest.disk_full.load(Ordering::Relaxed);
+    let mut started = Family::gauge("process_start_time_seconds", "When the process began.");
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of a date are far below 2^53")]
+    started.add(vec![], site.started_at.0 as f64 / 1000.0);
     let always = [
         ("slowburn_process_memory_ceiling_bytes", "Memory that the process may have.", memory.ceiling()),
         ("slowburn_process_memory_used_bytes", "Memory that the process had at the last look, and what was asked for since.", memory.used()),
@@ -350,6 +353,7 @@ fn load(site: &Site) -> Vec<Family> {
         })
         .chain(of_queues(site.remotes.iter().map(Arc::as_ref), site.now()))
         .chain(of_scrapes(&site.scrapes))
+        .chain([started])
         .collect()
 }
 

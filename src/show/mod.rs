@@ -97,6 +97,8 @@ pub struct Site {
     pub scrapes: Arc<metrics::Scrapes>,
     /// What waits for the receivers of remote-write.
     pub remotes: Arc<[Arc<remote_write::queue::Queue>]>,
+    /// When the process began.
+    pub started_at: Timestamp,
     /// Whether the server takes requests.
     pub ready: Arc<std::sync::atomic::AtomicBool>,
 }

@@ -157,6 +157,7 @@ impl Server {
         .unwrap();
         let engine = std::thread::spawn(move || engine.run());
         let now = Arc::clone(&clock);
+        let now_at_start = now.now();
         let site = Site {
             source: Arc::new(Direct { handle: handle.clone(), clock: Arc::clone(&clock) }),
             reader: slowburn::history::closed_periods::Reader::new(dir),
@@ -179,6 +180,7 @@ impl Server {
             exported_endpoints_max: 100,
             scrapes: Arc::new(slowburn::show::metrics::Scrapes::default()),
             remotes: Arc::new([]),
+            started_at: now_at_start,
             ready: Arc::new(AtomicBool::new(true)),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -33,7 +33,7 @@ fn sample(line: &str) -> (&str, Vec<(String, String)>, f64) {
     let (series, value) = line.rsplit_once(' ').unwrap();
     let value = if value == "+Inf" { f64::INFINITY } else { value.parse().unwrap_or_else(|_| panic!("{line}")) };
     let (name, mut rest) = series.split_once('{').map_or((series, ""), |(name, rest)| (name, rest.strip_suffix('}').unwrap()));
-    assert!(name.starts_with("slowburn_") && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{line}");
+    assert!((name.starts_with("slowburn_") || name == "process_start_time_seconds") && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{line}");
     let mut labels = Vec::new();
     while !rest.is_empty() {
         let (label, after) = rest.split_once("=\"").unwrap();
