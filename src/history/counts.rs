@@ -54,8 +54,8 @@ pub enum Counted<'a> {
         /// Counts by bucket of two digits, ascending.
         buckets: &'a [(u16, u64)],
     },
-    /// Anything.
-    Full(Cell),
+    /// Anything; boxed, because this is handed on by value for each cell and hardly any is one.
+    Full(Box<Cell>),
 }
 
 impl Counted<'_> {
@@ -92,7 +92,7 @@ impl Counted<'_> {
                 cell
             }
             Self::Plain { client_errors, sum_us, buckets } => plain_cell(*client_errors, *sum_us, Histogram::from_buckets(Digits::Two, buckets)),
-            Self::Full(cell) => cell.clone(),
+            Self::Full(cell) => (**cell).clone(),
         }
     }
 }
@@ -302,7 +302,7 @@ fn take_cell<'b>(bytes: &mut &[u8], id: EndpointId, buckets: &'b mut Vec<(u16, u
     let counted = if head & 1 == 0 {
         Counted::One { outcome: Outcome::ALL[(head >> 1 & 3) as usize], us: head >> 3 }
     } else if head == FULL {
-        Counted::Full(Cell::take(bytes)?)
+        Counted::Full(Box::new(Cell::take(bytes)?))
     } else if head & 3 == PLAIN {
         let (client_errors, more_us) = (take_varint(bytes)?, take_varint(bytes)?);
         take_buckets(bytes, head >> 2, buckets)?;

@@ -319,7 +319,7 @@ impl<'de> Deserialize<'de> for OpenSlots {
         let counts = Counts::decode(Vec::<u8>::deserialize(deserializer)?).map_err(de::Error::custom)?;
         let mut open = Self::default();
         counts.for_each(|slot, id, counted| match counted {
-            Counted::Full(cell) => open.block(slot, id).add_cell(id, cell),
+            Counted::Full(cell) => open.block(slot, id).add_cell(id, *cell),
             other => open.block(slot, id).add(id, &other),
         });
         Ok(open)
@@ -398,7 +398,7 @@ mod tests {
                     _ if outcome.is_failure() => {
                         let mut cell = Cell::default();
                         cell.record(outcome, Span::exact(us), Tally { weight: count, observed: count });
-                        add(Counted::Full(cell));
+                        add(Counted::Full(Box::new(cell)));
                     }
                     _ => add(Counted::Plain { client_errors, sum_us: us * count, buckets: &[(bucket, count)] }),
                 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -210,13 +210,13 @@ impl Ingest {
 
     /// Reads the body. What is too much is still read to its end, and not kept, so that the peer gets its answer.
     async fn receive(&self, body: Body, room: Reservation) -> Result<Buffer, Refusal> {
-        let mut buffer = Buffer::new(room, self.bytes_max());
+        let mut buffer = Buffer::new(room, self.bytes_max()).expecting(body.size_hint().lower());
         let mut has_room = true;
         let all = async {
             let mut body = Limited::new(body, self.bytes_max());
             while let Some(frame) = body.frame().await {
                 let Ok(data) = frame?.into_data() else { continue };
-                if has_room && buffer.push(&data).is_err() {
+                if has_room && buffer.push_piece(data).is_err() {
                     has_room = false;
                     buffer.clear();
                 }

@@ -10,6 +10,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+
 /// From here on no trace of a timing is kept, in thousandths of what there is.
 pub const TRACES_TO: u64 = 750;
 /// From here on slow queries are refused.
@@ -145,42 +147,76 @@ impl Drop for Reservation {
     }
 }
 
-/// A buffer that asks before it grows.
+/// A buffer that asks before it grows. What comes in one piece is not copied.
 #[derive(Debug)]
 pub struct Buffer {
-    bytes: Vec<u8>,
+    held: Held,
     room: Reservation,
     bytes_max: usize,
+    expected: usize,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// The first piece, as it came.
+    Piece(Bytes),
+    Copied(Vec<u8>),
 }
 
 /// So much is read into before anything is asked for: a heartbeat always fits.
 const FREE_BYTES: usize = 1 << 10;
 /// The least that is asked for.
 const STEP_BYTES: usize = 16 << 10;
+/// Of what is said to come, so many times what has come is asked for at once: who says much and sends little takes little.
+const AHEAD: usize = 16;
 
 impl Buffer {
     /// An empty one.
     #[must_use]
     pub fn new(room: Reservation, bytes_max: usize) -> Self {
-        Self { bytes: Vec::new(), room, bytes_max }
+        Self { held: Held::Copied(Vec::new()), room, bytes_max, expected: 0 }
+    }
+
+    /// So many bytes are said to come.
+    #[must_use]
+    pub fn expecting(self, bytes: u64) -> Self {
+        Self { expected: usize::try_from(bytes).unwrap_or(usize::MAX), ..self }
     }
 
     /// What is in it.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        match &self.held {
+            Held::Piece(bytes) => bytes,
+            Held::Copied(bytes) => bytes,
+        }
     }
 
     /// Whether more came than it takes.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.bytes.len() > self.bytes_max
+        self.bytes().len() > self.bytes_max
     }
 
     /// Gives up what is in it.
     pub fn clear(&mut self) {
-        self.bytes = Vec::new();
+        self.held = Held::Copied(Vec::new());
         self.room.shrink(u64::MAX);
+    }
+
+    /// Adds a piece to it; the first is kept as it is.
+    ///
+    /// # Errors
+    /// [`NoRoom`].
+    pub fn push_piece(&mut self, piece: Bytes) -> Result<(), NoRoom> {
+        if !self.bytes().is_empty() || piece.len() > self.bytes_max {
+            return self.push(&piece);
+        }
+        if piece.len() > FREE_BYTES {
+            self.room.grow((piece.len() as u64).saturating_sub(self.room.bytes()))?;
+        }
+        self.held = Held::Piece(piece);
+        Ok(())
     }
 
     /// Adds to it. One byte more than it takes is kept, to tell.
@@ -188,20 +224,35 @@ impl Buffer {
     /// # Errors
     /// [`NoRoom`].
     pub fn push(&mut self, more: &[u8]) -> Result<(), NoRoom> {
-        let more = &more[..more.len().min((self.bytes_max + 1).saturating_sub(self.bytes.len()))];
-        let wanted = self.bytes.len() + more.len();
-        if wanted > self.bytes.capacity() {
+        let len = self.bytes().len();
+        let more = &more[..more.len().min((self.bytes_max + 1).saturating_sub(len))];
+        let wanted = len + more.len();
+        let has = match &self.held {
+            Held::Piece(_) => 0,
+            Held::Copied(bytes) => bytes.capacity(),
+        };
+        if wanted > has {
             let capacity = if wanted <= FREE_BYTES {
                 FREE_BYTES
             } else {
                 // By half each time, so that few copies are made and little is asked for in vain.
-                let capacity = wanted.max(self.bytes.capacity() + self.bytes.capacity() / 2).max(STEP_BYTES).min(self.bytes_max + 1);
+                let ahead = self.expected.min(wanted.saturating_mul(AHEAD));
+                let capacity = wanted.max(has + has / 2).max(ahead).max(STEP_BYTES).min(self.bytes_max + 1);
                 self.room.grow((capacity as u64).saturating_sub(self.room.bytes()))?;
                 capacity
             };
-            self.bytes.reserve_exact(capacity - self.bytes.len());
+            match &mut self.held {
+                Held::Piece(piece) => {
+                    let mut bytes = Vec::with_capacity(capacity);
+                    bytes.extend_from_slice(piece);
+                    self.held = Held::Copied(bytes);
+                }
+                Held::Copied(bytes) => bytes.reserve_exact(capacity - len),
+            }
         }
-        self.bytes.extend_from_slice(more);
+        if let Held::Copied(bytes) = &mut self.held {
+            bytes.extend_from_slice(more);
+        }
         Ok(())
     }
 }
@@ -209,6 +260,7 @@ impl Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn what_passes_through_has_its_share_and_what_stays_leaves_less_of_it() {
@@ -229,6 +281,46 @@ mod tests {
         assert_eq!((last.grow(300), last.grow(1)), (Ok(()), Err(NoRoom)));
     }
 
+    fn capacity(buffer: &Buffer) -> u64 {
+        match &buffer.held {
+            Held::Piece(bytes) => bytes.len() as u64,
+            Held::Copied(bytes) => bytes.capacity() as u64,
+        }
+    }
+
+    #[test]
+    fn a_piece_that_is_all_is_not_copied_and_what_is_only_said_takes_no_more_than_its_share_of_what_came() {
+        let memory = Arc::new(Memory::new(400 << 20));
+        let buffer = || Buffer::new(Reservation::new(&memory, CRITICAL_TO), 16 << 20).expecting(16 << 20);
+        let (mut whole, piece) = (buffer(), Bytes::from(vec![7; 9_000]));
+        whole.push_piece(piece.clone()).unwrap();
+        assert_eq!((whole.bytes().as_ptr(), memory.reserved()), (piece.as_ptr(), 9_000));
+        whole.push_piece(piece).unwrap();
+        assert_eq!((whole.bytes(), memory.reserved()), (vec![7; 18_000].as_slice(), 18_000 * AHEAD as u64));
+        drop(whole);
+        let mut over = buffer();
+        over.push_piece(Bytes::from(vec![7; (16 << 20) + 5])).unwrap();
+        assert!(over.is_over() && memory.reserved() == (16 << 20) + 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_buffer_has_what_came_up_to_one_byte_too_many(
+            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3_000), 0..12), bytes_max in 0usize..20_000, expected in any::<u64>(), shift in 0u32..64,
+        ) {
+            let memory = Arc::new(Memory::new(4 << 20));
+            let mut buffer = Buffer::new(Reservation::new(&memory, CRITICAL_TO), bytes_max).expecting(expected >> shift);
+            for piece in &pieces {
+                buffer.push_piece(Bytes::copy_from_slice(piece)).unwrap();
+                prop_assert!(capacity(&buffer) <= memory.reserved().max(FREE_BYTES as u64));
+            }
+            let all = pieces.concat();
+            prop_assert_eq!(buffer.bytes(), &all[..all.len().min(bytes_max + 1)]);
+            drop(buffer);
+            prop_assert_eq!(memory.reserved(), 0);
+        }
+    }
+
     #[test]
     fn a_buffer_asks_for_what_it_has_and_a_heartbeat_needs_nothing() {
         let memory = Arc::new(Memory::new(4 << 20));
@@ -237,7 +329,7 @@ mod tests {
         assert_eq!(memory.reserved(), 0);
         for _ in 0..20 {
             buffer.push(&[b' '; 10_000]).unwrap();
-            assert!(buffer.bytes.capacity() as u64 <= memory.reserved(), "{} {}", buffer.bytes.capacity(), memory.reserved());
+            assert!(capacity(&buffer) <= memory.reserved(), "{} {}", capacity(&buffer), memory.reserved());
         }
         assert!(buffer.is_over());
         assert_eq!((buffer.bytes().len(), memory.reserved()), (100_001, 100_001));

@@ -1,6 +1,6 @@
 //! More than there is room for: what goes first, what never goes, and that every timing is counted however it ends.
 //!
-//! How full the memory is is set by bodies that begin and do not end: what they have sent so far is held. The limits are tiny: 16 MiB for what passes through.
+//! How full the memory is is set by bodies that begin and do not end, and do not say how long they are: what they have sent so far is held. The limits are tiny: 16 MiB for what passes through.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -40,7 +40,7 @@ fn hold(server: &Server, per_mille: u64) -> Held {
         let missing = usize::try_from(PASSING * per_mille / 1_000 - now).unwrap();
         let mut stream = server.connect();
         let head = format!(
-            "POST /api/v1/timings HTTP/1.1\r\nHost: localhost:{}\r\nContent-Type: application/json\r\nContent-Length: 16000000\r\nSlowburn-Sender: held-{}; epoch=1; seq=1\r\n\r\n",
+            "POST /api/v1/timings HTTP/1.1\r\nHost: localhost:{}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nSlowburn-Sender: held-{}; epoch=1; seq=1\r\n\r\nf00000\r\n",
             server.port(),
             held.0.len()
         );
