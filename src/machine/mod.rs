@@ -7,29 +7,31 @@
 //! construction. What would delay an answer is elsewhere instead: handlers parse and look endpoints up, history is written by a thread of its own, and closing a minute takes its
 //! cells out as they are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, hash_map};
+mod delta;
+mod folding;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub use delta::{Carried, Delta, FrameError};
 use serde::{Deserialize, Serialize};
 
-use crate::counting::{Cell, Outcome, Span, Tally};
+use crate::counting::{Cell, Outcome};
 use crate::detect::quarters::Quarters;
-use crate::endpoint::{EndpointId, EndpointKey, OVERFLOW_ROUTE};
+use crate::endpoint::{EndpointId, EndpointKey};
 use crate::histogram::Digits;
-use crate::history::catalogue::{Catalogue, Entry, Limits, Marked, Place};
-use crate::history::counts::{Counted, Counts, Writer};
-use crate::history::creation::{Creation, May};
-use crate::history::exemplars::{Exemplar, Exemplars, is_slower};
+use crate::history::catalogue::{Catalogue, Entry, Limits, Marked};
+use crate::history::counts::{Counted, Counts};
+use crate::history::exemplars::{Exemplar, Exemplars};
 use crate::history::gathered::{Block, Gathered};
 use crate::history::open_slots::{ClosedMinute, OpenSlots};
 use crate::history::reader::Wanted;
 use crate::history::totals::{Sums, Total};
 use crate::incident::{Class, Found, Grounds, Incident, SlowestTrace, Transition};
-use crate::ingest::batch_keys::{BatchKeys, Committed, Identity, Senders};
-use crate::ingest::packed::Packed;
-use crate::ingest::{Batch, Detail, Fate, Fates, Item, Report, Whose};
+use crate::ingest::batch_keys::{BatchKeys, Identity, Senders};
+use crate::ingest::{Batch, Fate, Fates};
 use crate::judge::{self, Judge, Promises, Record};
-use crate::log::record::{Frame, Kind, Position, Section};
+use crate::log::record::Position;
 use crate::objective::Goal;
 use crate::time::{SLOT_MS, Slot, Tier, TimeRange, Timestamp};
 use crate::works::in_flight::{self, Running};
@@ -44,178 +46,6 @@ const TRACE_BEFORE_MS: i64 = 3_600_000;
 
 /// Kinds of endpoints that requests in flight may be of: their reports do not say.
 const RUNNING_KINDS: [&str; 3] = ["http", "rpc", "job"];
-
-/// One frame's worth of change.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Delta {
-    /// New endpoints; they get the next numbers in this order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub endpoints: Vec<Entry>,
-    /// Counts by slot and endpoint.
-    #[serde(default, skip_serializing_if = "Counts::is_empty", rename = "cells")]
-    pub counts: Counts,
-    /// The batches whose counts these are, as far as they have a name.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub batches: Vec<Committed>,
-    /// What single timings say beside.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub details: Vec<Detail>,
-    /// What still runs.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub in_flight: Vec<Report>,
-    /// Timings by fate.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub fates: Fates,
-    /// Decisions, and what they depend on.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub records: Vec<Record>,
-    /// In the archive only: what stood after this frame.
-    #[serde(skip)]
-    pub carried: Option<Box<Carried>>,
-}
-
-/// What stands at the end of an archived segment and cannot be told from what the archive keeps of it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Carried {
-    judged_to: Option<Slot>,
-    fates: Fates,
-    senders: Senders,
-    in_flight_reports: u64,
-    details: u64,
-}
-
-impl Carried {
-    /// Goes on by a frame.
-    #[must_use]
-    pub fn after(mut self, delta: &Delta) -> Self {
-        if let Some(carried) = &delta.carried {
-            return (**carried).clone();
-        }
-        let mut keys = BatchKeys::restore(self.senders, Vec::new());
-        for committed in &delta.batches {
-            keys.apply(&Committed { key: None, ..committed.clone() });
-        }
-        for (total, more) in self.fates.iter_mut().zip(&delta.fates) {
-            *total += more;
-        }
-        let closed = delta.records.iter().filter_map(|r| if let Record::SlotClosed(closed) = r { Some(closed.end) } else { None });
-        Self {
-            judged_to: self.judged_to.into_iter().chain(closed).max(),
-            fates: self.fates,
-            senders: keys.into_senders(),
-            in_flight_reports: self.in_flight_reports + delta.in_flight.iter().map(|r| r.running.len() as u64).sum::<u64>(),
-            details: self.details + delta.details_beyond_traces(),
-        }
-    }
-
-    /// As a section.
-    ///
-    /// # Panics
-    /// Never: its types are plain data.
-    #[must_use]
-    pub fn to_section(&self) -> Section {
-        Section { kind: Kind::CARRIED, bytes: postcard::to_stdvec(self).expect("plain data") }
-    }
-}
-
-fn is_zero(fates: &Fates) -> bool {
-    *fates == Fates::default()
-}
-
-/// A frame's section is not what this version writes.
-#[derive(Debug, thiserror::Error)]
-#[error("frame {} of the log: its {section} cannot be read by this version", position.0)]
-pub struct FrameError {
-    position: Position,
-    section: &'static str,
-}
-
-impl From<Record> for Delta {
-    fn from(record: Record) -> Self {
-        Self { records: vec![record], ..Self::default() }
-    }
-}
-
-impl Delta {
-    /// Its bytes.
-    ///
-    /// # Panics
-    /// Never: its types have text keys and finite numbers.
-    #[must_use]
-    pub fn to_sections(&self) -> Vec<Section> {
-        fn binary<T: Serialize>(value: &T) -> Vec<u8> {
-            postcard::to_stdvec(value).expect("plain data")
-        }
-        let mut sections = Vec::new();
-        let mut push = |there: bool, kind: Kind, bytes: &dyn Fn() -> Vec<u8>| {
-            if there {
-                sections.push(Section { kind, bytes: bytes() });
-            }
-        };
-        push(!self.endpoints.is_empty(), Kind::ENDPOINTS, &|| binary(&self.endpoints));
-        push(!self.counts.is_empty(), Kind::COUNTS, &|| self.counts.bytes().to_vec());
-        push(!self.batches.is_empty(), Kind::BATCHES, &|| binary(&self.batches));
-        push(!self.details.is_empty(), Kind::DETAILS, &|| binary(&self.details));
-        push(!self.in_flight.is_empty(), Kind::IN_FLIGHT, &|| binary(&self.in_flight));
-        push(!is_zero(&self.fates), Kind::OUTCOMES, &|| binary(&self.fates));
-        push(!self.records.is_empty(), Kind::RECORDS, &|| serde_json::to_vec(&self.records).expect("text keys and finite numbers"));
-        sections
-    }
-
-    /// Reads a frame; sections of unknown kinds are passed over.
-    ///
-    /// # Errors
-    /// [`FrameError`] when a section of a known kind cannot be read.
-    pub fn from_frame(frame: &Frame) -> Result<Self, FrameError> {
-        fn binary<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-            postcard::from_bytes(bytes).ok()
-        }
-        let mut delta = Self::default();
-        for Section { kind, bytes } in &frame.sections {
-            let read = match *kind {
-                Kind::ENDPOINTS => binary(bytes).map(|v| delta.endpoints = v).ok_or("endpoints"),
-                Kind::COUNTS => Counts::decode(bytes.clone()).map(|v| delta.counts = v).map_err(|_| "counts"),
-                Kind::BATCHES => binary(bytes).map(|v| delta.batches = v).ok_or("batches"),
-                Kind::DETAILS => binary(bytes).map(|v| delta.details = v).ok_or("details"),
-                Kind::IN_FLIGHT => binary(bytes).map(|v| delta.in_flight = v).ok_or("requests in flight"),
-                Kind::OUTCOMES => binary(bytes).map(|v| delta.fates = v).ok_or("outcomes"),
-                Kind::RECORDS => serde_json::from_slice(bytes).map(|v| delta.records = v).map_err(|_| "records"),
-                Kind::CARRIED => binary(bytes).map(|v| delta.carried = Some(Box::new(v))).ok_or("carried sums"),
-                _ => Ok(()),
-            };
-            read.map_err(|section| FrameError { position: frame.position, section })?;
-        }
-        Ok(delta)
-    }
-
-    /// How many of its details say more than a trace: which of the others are in the log depends on the order in which they come.
-    fn details_beyond_traces(&self) -> u64 {
-        self.details.iter().filter(|d| !d.is_trace_alone()).count() as u64
-    }
-
-    /// Takes the traces out of it, and what they were all of; how many there were.
-    pub fn shed_traces(&mut self) -> u64 {
-        let traces = self.details.iter_mut().filter_map(|d| d.trace_id.take()).count() as u64;
-        self.details.retain(|d| !d.is_trace_alone());
-        traces
-    }
-
-    /// A time at or before which it was written, if it tells one.
-    #[must_use]
-    pub fn at(&self) -> Option<Timestamp> {
-        let of = |record: &Record| match record {
-            Record::SlotClosed(closed) => Some(closed.end.end()),
-            Record::Started { at }
-            | Record::Configured { at, .. }
-            | Record::Delivered { at, .. }
-            | Record::Unsilenced { at, .. }
-            | Record::Reports { at, .. } => Some(*at),
-            Record::Acked { ack, .. } => Some(ack.at),
-            Record::Silenced(_) | Record::Marked(_) | Record::Found { .. } | Record::Learnt(_) => None,
-        };
-        self.records.iter().filter_map(of).chain(self.batches.iter().map(|b| b.answer.at)).min()
-    }
-}
 
 /// What a delta brought about outside the machine.
 #[derive(Debug, Default)]
@@ -434,55 +264,6 @@ impl Machine {
     #[must_use]
     pub fn decided(&self) -> Position {
         self.decided
-    }
-
-    /// Turns batches into counts.
-    #[must_use]
-    pub fn fold(&self, batches: &[&Batch]) -> Delta {
-        self.fold_within(batches, None)
-    }
-
-    /// Likewise, with a limit on how fast new endpoints may come.
-    #[must_use]
-    pub fn fold_within(&self, batches: &[&Batch], creation: Option<&mut Creation>) -> Delta {
-        let mut folding = Folding {
-            machine: self,
-            delta: Delta::default(),
-            new: BTreeMap::new(),
-            pending: BTreeMap::new(),
-            creation,
-            counts: Writer::default(),
-            traces: HashMap::new(),
-        };
-        let mut packed: Vec<Packed> = Vec::with_capacity(batches.iter().map(|b| b.packed.len()).sum());
-        let mut items: Vec<(Slot, EndpointId, Item)> = Vec::new();
-        for batch in batches {
-            packed.extend_from_slice(&batch.packed);
-            let mut places = vec![None; batch.keys.len()];
-            for item in &batch.items {
-                let to = folding.destination(batch, item.whose, &mut places);
-                let fate = if to.overflow { Fate::OverLimit } else { self.fate_in(item.slot) };
-                folding.delta.fates[fate as usize] += item.tally.observed;
-                items.push((item.slot, to.id, *item));
-            }
-            for detail in &batch.details {
-                let to = folding.destination(batch, detail.endpoint, &mut places);
-                folding.add_detail(to.id, detail);
-            }
-            for (total, refused) in folding.delta.fates.iter_mut().zip(&batch.refused) {
-                *total += refused;
-            }
-            if !batch.in_flight.is_empty() {
-                let report = Report { sender: batch.sender.clone(), at: batch.read_in.start(), running: batch.in_flight.clone() };
-                folding.delta.in_flight.push(report);
-            }
-        }
-        packed.sort_unstable();
-        folding.write_packed(&packed, batches.iter().map(|b| b.read_in).max().unwrap_or_default());
-        items.sort_unstable_by_key(|i| (i.0, i.1));
-        folding.write_items(&items);
-        folding.delta.counts = folding.counts.finish();
-        folding.delta
     }
 
     fn is_counted_as_critical(&self, id: EndpointId) -> bool {
@@ -874,183 +655,4 @@ impl Machine {
 
 fn is_critical(judge: &Judge, entry: &Entry) -> bool {
     entry.marked == Marked::Critical || judge.promises().is_critical(&entry.key)
-}
-
-/// Where the counts of a batch's key go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Destination {
-    id: EndpointId,
-    overflow: bool,
-}
-
-/// Failures of a cell that are written one by one, so that the rest of it stays plain.
-const FAILURES_APART_MAX: usize = 4;
-
-/// So few timings of an endpoint with thresholds are written one by one: each keeps its value, and together they are shorter than a whole cell.
-const THRESHOLDS_APART_MAX: usize = 4;
-
-struct Folding<'m> {
-    machine: &'m Machine,
-    delta: Delta,
-    new: BTreeMap<EndpointKey, EndpointId>,
-    /// New endpoints by service.
-    pending: BTreeMap<String, usize>,
-    creation: Option<&'m mut Creation>,
-    counts: Writer,
-    /// By endpoint, whether it failed, and minute: where among the details the slowest timing is that names its trace and nothing else.
-    traces: HashMap<(EndpointId, bool, Timestamp), usize>,
-}
-
-impl Folding<'_> {
-    /// Adds what a timing says beside its duration. One that only names its trace has a place in the log if it is the slowest of its minute, as far as is known:
-    /// no other can become an exemplar, and each takes as much room as ten timings.
-    fn add_detail(&mut self, endpoint: EndpointId, detail: &Detail<Whose>) {
-        let owned = |of: &Detail<Whose>| {
-            let Detail { ts, outcome, duration_us, trace_id, actor, key, starts, .. } = of.clone();
-            Detail { endpoint, ts, outcome, duration_us, trace_id, actor, key, starts }
-        };
-        if detail.is_trace_alone() {
-            if !self.machine.exemplars.wants(endpoint, detail, self.machine.is_counted_as_critical(endpoint)) {
-                return;
-            }
-            match self.traces.entry((endpoint, detail.outcome.is_failure(), Tier::Minute.period_of(detail.ts))) {
-                hash_map::Entry::Occupied(place) => {
-                    let slowest = &mut self.delta.details[*place.get()];
-                    if is_slower(detail, slowest) {
-                        *slowest = owned(detail);
-                    }
-                    return;
-                }
-                hash_map::Entry::Vacant(place) => drop(place.insert(self.delta.details.len())),
-            }
-        }
-        self.delta.details.push(owned(detail));
-    }
-
-    /// Writes sorted timings, those of one slot and endpoint as one cell.
-    fn write_packed(&mut self, packed: &[Packed], near: Slot) {
-        let mut buckets: Vec<(u16, u64)> = Vec::new();
-        for cell in packed.chunk_by(|a, b| a.place() == b.place()) {
-            let first = cell[0];
-            let (slot, id) = (first.slot(near), first.endpoint());
-            self.delta.fates[self.machine.fate_in(slot) as usize] += cell.len() as u64;
-            if let [one] = cell {
-                self.counts.one(slot, id, one.outcome(), one.us());
-                continue;
-            }
-            let is_counting = self.machine.counting.get(id.0 as usize).is_some_and(Option::is_some);
-            if is_counting && cell.len() <= THRESHOLDS_APART_MAX {
-                for one in cell {
-                    self.counts.one(slot, id, one.outcome(), one.us());
-                }
-                continue;
-            }
-            let failures = cell.iter().filter(|p| p.outcome().is_failure()).count();
-            if failures > FAILURES_APART_MAX || is_counting {
-                let mut full = self.new_cell(id);
-                for alike in cell.chunk_by(|a, b| a == b) {
-                    let n = alike.len() as u64;
-                    full.record(alike[0].outcome(), Span::exact(alike[0].us()), Tally { weight: n, observed: n });
-                }
-                self.counts.cell(slot, id, &full);
-                continue;
-            }
-            buckets.clear();
-            let (mut client_errors, mut sum_us) = (0, 0);
-            for p in cell {
-                if p.outcome().is_failure() {
-                    self.counts.one(slot, id, p.outcome(), p.us());
-                    continue;
-                }
-                client_errors += u64::from(p.outcome() == Outcome::ClientError);
-                sum_us += p.us();
-                let bucket = Digits::Two.bucket_of(p.us());
-                match buckets.last_mut() {
-                    Some(last) if last.0 == bucket => last.1 += 1,
-                    _ => buckets.push((bucket, 1)),
-                }
-            }
-            if buckets.is_empty() {
-                continue;
-            }
-            self.counts.plain(slot, id, client_errors, sum_us, &buckets);
-        }
-    }
-
-    /// Writes what is not packed, sorted by slot and endpoint.
-    fn write_items(&mut self, items: &[(Slot, EndpointId, Item)]) {
-        for cell in items.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
-            let (slot, id, _) = cell[0];
-            let mut full = self.new_cell(id);
-            for (_, _, item) in cell {
-                full.record(item.outcome, item.span, item.tally);
-            }
-            self.counts.cell(slot, id, &full);
-        }
-    }
-
-    fn destination(&mut self, batch: &Batch, whose: Whose, places: &mut [Option<Destination>]) -> Destination {
-        let key = match whose {
-            Whose::Known(id) => return Destination { id, overflow: false },
-            Whose::Key(key) => key as usize,
-        };
-        if let Some(known) = places[key] {
-            return known;
-        }
-        let (key_of, marked) = &batch.keys[key];
-        let destination = self.place(key_of, *marked);
-        places[key] = Some(destination);
-        destination
-    }
-
-    fn place(&mut self, key: &EndpointKey, marked: bool) -> Destination {
-        if let Some(id) = self.new.get(key) {
-            return Destination { id: *id, overflow: false };
-        }
-        let m = self.machine;
-        let pending = self.pending.get(&key.service).copied().unwrap_or(0);
-        let critical = m.judge.promises().is_critical(key);
-        let mut place = m.catalogue.place(key, critical, &m.limits, pending, self.delta.endpoints.len());
-        if let (Place::New(new), Some(creation)) = (&place, &mut self.creation)
-            && !critical
-            && new.route != OVERFLOW_ROUTE
-        {
-            match creation.take(&new.service) {
-                May::Come => {}
-                May::TooFast => place = Place::Overflow(EndpointKey::overflow(&new.service)),
-                // A service that is not known would be one more.
-                May::Closed => {
-                    let service = if m.catalogue.has_service(&new.service) { &new.service } else { OVERFLOW_ROUTE };
-                    place = Place::Overflow(EndpointKey::overflow(service));
-                }
-            }
-        }
-        match place {
-            Place::Known(id) => Destination { id, overflow: false },
-            Place::New(key) => Destination { id: self.add(key, marked), overflow: false },
-            Place::Overflow(key) => {
-                let known = m.catalogue.get(key.as_ref()).or_else(|| self.new.get(&key).copied());
-                Destination { id: known.unwrap_or_else(|| self.add(key, false)), overflow: true }
-            }
-        }
-    }
-
-    fn add(&mut self, key: EndpointKey, marked: bool) -> EndpointId {
-        let next = self.machine.catalogue.next_id().0 + u32::try_from(self.delta.endpoints.len()).expect("limits are far below u32");
-        let marked = marked && self.machine.catalogue.may_mark(&key.service, &self.machine.limits);
-        let entry = Entry { key: Arc::new(key.clone()), marked: if marked { Marked::Critical } else { Marked::No } };
-        *self.pending.entry(key.service.clone()).or_default() += 1;
-        self.delta.endpoints.push(entry);
-        self.new.insert(key, EndpointId(next));
-        EndpointId(next)
-    }
-
-    fn new_cell(&self, id: EndpointId) -> Cell {
-        let known = self.machine.catalogue.entries().len();
-        let counting = match (id.0 as usize).checked_sub(known) {
-            None => self.machine.counting[id.0 as usize].clone(),
-            Some(new) => self.machine.counting_of(&self.delta.endpoints[new]),
-        };
-        counting.map_or_else(Cell::default, |c| Cell::new(&c.thresholds_us, c.digits))
-    }
 }
