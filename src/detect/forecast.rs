@@ -1,15 +1,21 @@
-//! When a rising level meets its limit: straight, exponential, or bending towards a wall, whichever the days support, and how sure that is.
+//! When a rising p95 meets its limit: straight, exponential, or bending towards a wall, whichever the days support, and how sure that is.
+//!
+//! Two things are known of each day: its level (the mean log duration), and how high p95 stands over it. The level wanders, and p95 with it; the height hardly
+//! does. Either everything grows by one factor, and the height stays; or a wait grows that is added to the work, and the height grows with it in a known way
+//! ([`super::waits`]). So the heights tell which it is, and of a wait how far it has come, without the wander.
 //!
 //! # Source
 //! Bayesian model averaging (Hoeting, Madigan, Raftery & Volinsky, Stat. Sci. 14, 1999) on a grid: the level and the variance are integrated out
 //! (Gelman et al., Bayesian Data Analysis, 2013, 3.2: a Student likelihood), the days' correlation is that of the wander of [`super::fast`], by its
-//! innovations (Kalman, J. Basic Eng. 82, 1960). The interval holds the middle 80 % of the weight, so not knowing which curve it is, nor where its wall stands,
+//! innovations (Kalman, J. Basic Eng. 82, 1960). A sample's mean and its p95 less that mean are as good as independent (Basu, Sankhya 15, 1955: exactly so of
+//! normal ones). The interval holds the middle 80 % of the weight, so not knowing which curve it is, nor where its wall stands,
 //! widens it. It is predictive (Geisser, Predictive Inference, 1993): it is about the day on which p95 is seen to meet the limit, and that day wanders as all do.
 
 use serde::{Deserialize, Serialize};
 
 use super::fast;
 use super::slow::DAYS_MAX;
+use super::waits::Waits;
 
 /// Fewer days are no forecast.
 const DAYS_MIN: usize = 10;
@@ -17,8 +23,12 @@ const DAYS_MIN: usize = 10;
 const DAYS_AHEAD_MAX: f32 = 400.0;
 /// What the fleet's noise weighs, in days.
 const FLEET_DAYS: f32 = 6.0;
-/// Prior weight of the shapes.
-const PRIOR: [f32; 4] = [0.6, 0.1, 0.2, 0.1];
+/// Variance of p95's height over the level in that of one request's log over the number of requests: p95's own, 4.4, less the level's.
+const HEIGHT_VARIANCE: f32 = 3.4;
+/// The part of the wander's variance that the height has: a quarter of its deviation.
+const HEIGHT_WANDER: f32 = 1.0 / 16.0;
+/// Prior weight of the shapes where everything grows by one factor, and where a wait grows.
+const PRIOR: [[f32; 4]; 2] = [[0.42, 0.07, 0.14, 0.07], [0.10, 0.0, 0.15, 0.05]];
 
 /// How a level grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +42,15 @@ pub enum Curve {
     Wall,
     /// It rose once and stays.
     Flat,
+}
+
+/// What is known of a day.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Day {
+    /// Its mean log duration.
+    pub level: f32,
+    /// Log p95 less that.
+    pub height: f32,
 }
 
 /// When the limit will be met.
@@ -59,31 +78,50 @@ impl Forecast {
     }
 }
 
-/// A curve on the grid: what it says of the days to a rise of the log level.
+/// What grows.
+#[derive(Clone, Copy)]
+enum Growth {
+    /// Everything, by one factor: what it has grown by, over its height at first.
+    Factor(f32),
+    /// A wait: its logarithm today.
+    Wait(f32),
+}
+
+/// A curve on the grid: what it says of the days to a rise of p95.
 #[derive(Clone, Copy)]
 struct Course {
     curve: Curve,
-    /// What it has grown by, over its height at first.
-    growth: f32,
-    /// Growth a day, of the height or (exponential) of its log; or (wall) the share that runs out.
-    rate: f32,
-    /// Days from today's level to the wall, and from the first day to it.
-    wall: (f32, f32),
+    growth: Growth,
+    /// Days since it began; or (wall) from today to the wall, and from the first day to it.
+    since: f32,
+    whole: f32,
 }
 
 impl Course {
-    /// Days until the log level is up by `rise`.
-    fn time_to(&self, rise: f32) -> f32 {
+    /// Days until p95 is up by `rise`.
+    fn time_to(&self, rise: f32, waits: &Waits) -> f32 {
         if rise <= 0.0 {
             return 0.0;
         }
         let rise = rise.min(20.0);
-        match self.curve {
-            Curve::Straight => (1.0 + self.growth) * libm::expm1f(rise) / self.rate,
-            Curve::Exponential => rise / self.rate,
-            Curve::Flat => DAYS_AHEAD_MAX,
-            Curve::Wall => self.wall.0 - self.rate * self.wall.1 / ((1.0 + self.growth) * libm::expf(rise) - 1.0 + self.rate),
+        match (self.growth, self.curve) {
+            (_, Curve::Flat) => DAYS_AHEAD_MAX,
+            (Growth::Factor(growth), Curve::Straight) => (1.0 + growth) * libm::expm1f(rise) / (growth / self.since),
+            (Growth::Factor(growth), Curve::Exponential) => rise / (libm::log1pf(growth) / self.since),
+            (Growth::Factor(growth), Curve::Wall) => {
+                let c = self.runs_out(growth);
+                self.since - c * self.whole / ((1.0 + growth) * libm::expf(rise) - 1.0 + c)
+            }
+            (Growth::Wait(now), curve) => {
+                let times = libm::expf(waits.wait_for(waits.added(now).1 + rise) - now);
+                if curve == Curve::Wall { self.since * (1.0 - 1.0 / times) } else { self.since * (times - 1.0) }
+            }
         }
+    }
+
+    /// The share of the first height that is as 1/(T − t), so that it has grown by `growth` today: 1 − c + c·whole/(whole − t).
+    fn runs_out(&self, growth: f32) -> f32 {
+        growth * self.since / (self.whole - self.since)
     }
 }
 
@@ -91,17 +129,26 @@ impl Course {
 struct Fitted {
     course: Course,
     log_weight: f32,
-    /// Today's level: its mean and the variance of what is not known of it, and that of a day's wander about it.
+    /// Today's p95: its mean and the variance of what is not known of it, and that of a day's wander about it.
     today: f32,
     variance: [f32; 2],
 }
 
-struct Fit<'a> {
+/// A series of days, and what the days before each one add to the sums where no curve has begun yet.
+struct Series {
     noise: Noise,
-    levels: &'a [f32],
-    /// What the days before each one add to the sums where no curve has begun yet.
-    before: [Sums; DAYS_MAX],
-    fitted: Vec<Fitted>,
+    values: [f32; DAYS_MAX],
+    before: [Sums; DAYS_MAX + 1],
+    n: usize,
+}
+
+/// What a series says of a shape: its log weight, today's value, and the variances of that and of a day about it.
+#[derive(Clone, Copy)]
+struct Seen {
+    log_weight: f32,
+    today: f32,
+    variance: f32,
+    of_day: f32,
 }
 
 /// Sums over whitened days: with the constant, of squares, and what is foretold of the next day.
@@ -130,14 +177,15 @@ struct Noise {
     /// The constant 1 after whitening, and its square.
     one: [f32; DAYS_MAX],
     one_one: f32,
-    /// Variance of a day's level without sampling.
+    /// Variance of a day's value without sampling.
     of_day: f32,
 }
 
 impl Noise {
-    fn new(n: usize, sampling: f32) -> Self {
+    /// That of a part of the wander's variance, and of sampling.
+    fn new(n: usize, part: f32, sampling: f32) -> Self {
         let (of_day, of_next, keeps) = fast::wander_of_days();
-        let wander = of_next / keeps;
+        let (of_day, wander) = (part * of_day, part * of_next / keeps);
         let white = of_day - wander + sampling;
         let mut noise = Self { keeps, days: [(0.0, 0.0); DAYS_MAX], one: [0.0; DAYS_MAX], one_one: 0.0, of_day };
         let (mut unknown, mut foretold) = (wander, 0.0);
@@ -153,96 +201,167 @@ impl Noise {
         noise
     }
 
-    /// Takes in a day's level.
-    fn next(&self, day: usize, level: f32, sums: Sums) -> Sums {
+    /// Takes in a day's value.
+    fn next(&self, day: usize, value: f32, sums: Sums) -> Sums {
         let (gain, inverse) = self.days[day];
-        let surprise = level - sums.foretold;
+        let surprise = value - sums.foretold;
         let w = surprise * inverse;
         Sums { with_one: sums.with_one + w * self.one[day], squares: sums.squares + w * w, foretold: self.keeps * sums.foretold + gain * surprise }
     }
 }
 
-impl Fit<'_> {
-    fn begin(&mut self) {
+impl Series {
+    fn new(values: impl Iterator<Item = f32>, noise: Noise) -> Self {
+        let mut series = Self { noise, values: [0.0; DAYS_MAX], before: [Sums::default(); DAYS_MAX + 1], n: 0 };
         let mut sums = Sums::default();
-        for i in 0..self.levels.len() {
-            self.before[i] = sums;
-            sums = self.noise.next(i, self.levels[i] - self.levels[0], sums);
+        for value in values.take(DAYS_MAX) {
+            series.values[series.n] = value;
+            sums = series.noise.next(series.n, value - series.values[0], sums);
+            series.n += 1;
+            series.before[series.n] = sums;
         }
+        series
     }
 
-    /// Weighs a course whose log height at each day is `shape`, 0 before the day `first`.
+    /// Weighs a shape, which is 0 before the day `first`.
     #[expect(clippy::cast_precision_loss, reason = "days")]
-    fn add(&mut self, course: Course, log_prior: f32, shape: &[f32], first: usize) {
-        let (n, base) = (self.levels.len(), self.levels[0]);
+    fn weigh(&self, shape: &[f32; DAYS_MAX], first: usize) -> Seen {
+        let base = self.values[0];
         let mut sums = self.before[first];
-        for (i, height) in shape.iter().enumerate().skip(first) {
-            sums = self.noise.next(i, self.levels[i] - height - base, sums);
+        for i in first..self.n {
+            sums = self.noise.next(i, self.values[i] - shape[i] - base, sums);
         }
-        let Sums { with_one, squares, .. } = sums;
         let one_one = self.noise.one_one;
-        let spread = (squares - with_one * with_one / one_one).max(0.0) + FLEET_DAYS;
-        let freedom = n as f32 - 1.0 + FLEET_DAYS;
-        let log_weight = log_prior - 0.5 * freedom * libm::logf(spread);
-        let variance = [spread / freedom / one_one, spread / freedom * self.noise.of_day];
-        self.fitted.push(Fitted { course, log_weight, today: base + with_one / one_one + shape[n - 1], variance });
+        let spread = (sums.squares - sums.with_one * sums.with_one / one_one).max(0.0) + FLEET_DAYS;
+        let freedom = self.n as f32 - 1.0 + FLEET_DAYS;
+        Seen {
+            log_weight: -0.5 * freedom * libm::logf(spread),
+            today: base + sums.with_one / one_one + if first < self.n { shape[self.n - 1] } else { 0.0 },
+            variance: spread / freedom / one_one,
+            of_day: spread / freedom * self.noise.of_day,
+        }
     }
 }
 
-/// Forecasts from daily log levels (the oldest first, the newest of the day that ends now) when they meet `limit`.
+struct Fit {
+    levels: Series,
+    heights: Series,
+    /// What the heights say of one that stays.
+    stays: Seen,
+    fitted: Vec<Fitted>,
+}
+
+impl Fit {
+    fn add(&mut self, course: Course, log_prior: f32, level: Seen, height: Seen) {
+        self.fitted.push(Fitted {
+            course,
+            log_weight: log_prior + level.log_weight + height.log_weight,
+            today: level.today + height.today,
+            variance: [level.variance + height.variance, level.of_day + height.of_day],
+        });
+    }
+
+    /// Courses by which everything grows by one factor, of the log height `shape` times each growth.
+    fn add_factors(&mut self, course: impl Fn(f32) -> Course, log_prior: f32, first: usize, shape: impl Fn(f32, usize) -> f32, growths: &[f32]) {
+        let mut level = [0.0; DAYS_MAX];
+        for growth in growths {
+            for (i, l) in level.iter_mut().enumerate().take(self.levels.n).skip(first) {
+                *l = shape(*growth, i);
+            }
+            self.add(course(*growth), log_prior, self.levels.weigh(&level, first), self.stays);
+        }
+    }
+
+    /// Courses by which a wait grows, whose logarithm is that of today plus `shape`.
+    fn add_waits(&mut self, course: impl Fn(f32) -> Course, log_prior: f32, first: usize, shape: &[f32; DAYS_MAX], waits: &Waits) {
+        let (mut level, mut height) = ([0.0; DAYS_MAX], [0.0; DAYS_MAX]);
+        for now in waits_today() {
+            for i in first..self.levels.n {
+                let (added, p95) = waits.added(now + shape[i]);
+                (level[i], height[i]) = (added, p95 - added);
+            }
+            self.add(course(now), log_prior, self.levels.weigh(&level, first), self.heights.weigh(&height, first));
+        }
+    }
+}
+
+/// Logarithms of waits, in medians of the work: from 3 % of it to seven times.
+fn waits_today() -> impl Iterator<Item = f32> {
+    (0_u8..WAITS_TODAY).map(|i| 0.25 * f32::from(i) - 3.5)
+}
+
+const WAITS_TODAY: u8 = 22;
+
+/// Forecasts from days (the oldest first, the newest the one that ends now) when p95 meets `limit`, a log level; `variance` is that of one request's log
+/// duration, `requests` the usual number in a day.
 #[must_use]
 #[expect(clippy::cast_precision_loss, reason = "days")]
-pub fn forecast(levels: &[f32], limit: f32, sampling: f32) -> Option<Forecast> {
-    let levels = levels.get(levels.len().saturating_sub(DAYS_MAX)..)?;
-    let n = levels.len();
+pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Option<Forecast> {
+    let days = days.get(days.len().saturating_sub(DAYS_MAX)..)?;
+    let n = days.len();
     if n < DAYS_MIN {
         return None;
     }
     let last = n as f32 - 1.0;
-    let mut fit = Fit { noise: Noise::new(n, sampling), levels, before: [Sums::default(); DAYS_MAX], fitted: Vec::new() };
-    fit.begin();
+    let (waits, sampling) = (Waits::of(variance.sqrt()), variance / requests.max(1.0));
+    let levels = Series::new(days.iter().map(|d| d.level), Noise::new(n, 1.0, sampling));
+    let heights = Series::new(days.iter().map(|d| d.height), Noise::new(n, HEIGHT_WANDER, HEIGHT_VARIANCE * sampling));
+    let stays = heights.weigh(&[0.0; DAYS_MAX], n);
+    let mut fit = Fit { levels, heights, stays, fitted: Vec::new() };
     let growths: Vec<f32> = (0..18).map(|i| 0.06 * libm::expf(i as f32 * 0.24)).collect();
-    let mut shape = [0.0_f32; DAYS_MAX];
     let mut onset = 2.0_f32;
     let mut onsets = Vec::new();
     while onset < last {
         onsets.push(onset);
         onset = (onset * 1.15).max(onset + 0.5);
     }
-    let per_onset = -libm::logf(onsets.len() as f32 * growths.len() as f32);
+    let per = |[of_factor, of_wait]: [f32; 2], times: usize| {
+        let places = times as f32;
+        (libm::logf(of_factor / (places * growths.len() as f32)), libm::logf(of_wait / (places * f32::from(WAITS_TODAY))))
+    };
+    let prior = |curve: Curve| PRIOR.map(|of| of[curve as usize]);
     for since in &onsets {
-        for growth in &growths {
-            let (slope, rate) = (growth / since, libm::log1pf(*growth) / since);
-            let age = |i: usize| (i as f32 - (last - since)).max(0.0);
-            let first = (0..n).find(|i| age(*i) > 0.0).unwrap_or(0);
-            let course = |curve, rate| Course { curve, growth: *growth, rate, wall: (0.0, 0.0) };
-            for (i, s) in shape.iter_mut().enumerate().take(n).skip(first) {
-                *s = libm::log1pf(slope * age(i));
-            }
-            fit.add(course(Curve::Straight, slope), libm::logf(PRIOR[0]) + per_onset, &shape[..n], first);
-            for (i, s) in shape.iter_mut().enumerate().take(n).skip(first) {
-                *s = rate * age(i);
-            }
-            fit.add(course(Curve::Exponential, rate), libm::logf(PRIOR[1]) + per_onset, &shape[..n], first);
-            shape[first..n].fill(rate * since);
-            fit.add(course(Curve::Flat, 0.0), libm::logf(PRIOR[3]) + per_onset, &shape[..n], first);
+        let (since, times) = (*since, onsets.len());
+        let age = |i: usize| (i as f32 - (last - since)).max(0.0);
+        let first = (0..n).find(|i| age(*i) > 0.0).unwrap_or(0);
+        let course = |curve| move |growth| Course { curve, growth, since, whole: 0.0 };
+        let of_factor = |curve| move |growth| course(curve)(Growth::Factor(growth));
+        let of_wait = |curve| move |now| course(curve)(Growth::Wait(now));
+        let (by_factor, by_wait) = per(prior(Curve::Straight), times);
+        fit.add_factors(of_factor(Curve::Straight), by_factor, first, |growth, i| libm::log1pf(growth / since * age(i)), &growths);
+        let mut shape = [0.0; DAYS_MAX];
+        for (i, s) in shape.iter_mut().enumerate().take(n).skip(first) {
+            *s = libm::logf(age(i) / since);
         }
+        fit.add_waits(of_wait(Curve::Straight), by_wait, first, &shape, waits);
+        let (by_factor, _) = per(prior(Curve::Exponential), times);
+        fit.add_factors(of_factor(Curve::Exponential), by_factor, first, |growth, i| libm::log1pf(growth) / since * age(i), &growths);
+        let (by_factor, by_wait) = per(prior(Curve::Flat), times);
+        fit.add_factors(of_factor(Curve::Flat), by_factor, first, |growth, _| libm::log1pf(growth), &growths);
+        fit.add_waits(of_wait(Curve::Flat), by_wait, first, &[0.0; DAYS_MAX], waits);
     }
     let walls: Vec<f32> = (0..18).map(|i| 1.5 * libm::expf(i as f32 * 0.26)).collect();
-    // height = 1 − c + c·whole/(whole − t), c so that it has grown by `growth` today; more than all of it cannot run out.
-    let possible = walls.iter().flat_map(|left| growths.iter().map(move |growth| (*left, *growth, growth * left / last))).filter(|w| w.2 <= 1.0);
-    let per_wall = -libm::logf(possible.clone().count() as f32);
-    for (left, growth, c) in possible {
-        let whole = left + last;
+    let (by_factor, by_wait) = per(prior(Curve::Wall), walls.len());
+    for left in &walls {
+        let (since, whole) = (*left, left + last);
+        let course = |growth| Course { curve: Curve::Wall, growth, since, whole };
+        // More than all of it cannot run out.
+        let possible: Vec<f32> = growths.iter().copied().filter(|growth| course(Growth::Factor(*growth)).runs_out(*growth) <= 1.0).collect();
+        let height = |growth: f32, i: usize| {
+            let c = course(Growth::Factor(growth)).runs_out(growth);
+            libm::logf(1.0 - c + c * whole / (whole - i as f32))
+        };
+        fit.add_factors(|growth| course(Growth::Factor(growth)), by_factor, 0, height, &possible);
+        let mut shape = [0.0; DAYS_MAX];
         for (i, s) in shape.iter_mut().enumerate().take(n) {
-            *s = libm::logf(1.0 - c + c * whole / (whole - i as f32));
+            *s = libm::logf(since / (whole - i as f32));
         }
-        fit.add(Course { curve: Curve::Wall, growth, rate: c, wall: (left, whole) }, libm::logf(PRIOR[2]) + per_wall, &shape[..n], 0);
+        fit.add_waits(|now| course(Growth::Wait(now)), by_wait, 0, &shape, waits);
     }
-    summarize(&fit.fitted, limit)
+    summarize(&fit.fitted, limit, waits)
 }
 
-fn summarize(fitted: &[Fitted], limit: f32) -> Option<Forecast> {
+fn summarize(fitted: &[Fitted], limit: f32, waits: &Waits) -> Option<Forecast> {
     let highest = fitted.iter().map(|f| f.log_weight).fold(f32::MIN, f32::max);
     let mut support = [0.0_f32; 4];
     let (mut trend, mut seen) = (Vec::new(), Vec::new());
@@ -257,7 +376,7 @@ fn summarize(fitted: &[Fitted], limit: f32) -> Option<Forecast> {
         for (points, variance) in [(&mut trend, level), (&mut seen, level + wander)] {
             // Three points stand for the uncertainty of a level (Gauss-Hermite).
             for (offset, share) in [(-1.732, 1.0 / 6.0), (0.0, 2.0 / 3.0), (1.732, 1.0 / 6.0)] {
-                let breach = f.course.time_to(limit - f.today - offset * variance.sqrt()).min(DAYS_AHEAD_MAX);
+                let breach = f.course.time_to(limit - f.today - offset * variance.sqrt(), waits).min(DAYS_AHEAD_MAX);
                 points.push(Point { breach, weight: weight * share });
             }
         }

@@ -1,0 +1,96 @@
+//! What a wait adds to the work of a request: to the mean log duration, and to p95.
+//!
+//! # Source
+//! Where a resource nears its limit, the time spent waiting for it is exponentially distributed, and its mean is as 1/(what is left of the resource): the
+//! heavy-traffic limit of queues (Kingman, The single server queue in heavy traffic, Proc. Camb. Phil. Soc. 57, 1961), and the limit of draws that are repeated
+//! until one succeeds (Rényi 1956; Feller, An Introduction to Probability Theory II, 1971, I.3). The work is taken as lognormal. So the tail grows away from the
+//! level while the wait grows, in a way that is known beforehand; a level that grows as a whole takes its tail along.
+
+use std::sync::OnceLock;
+
+/// Mean waits that are tabled, in medians of the work: the logarithm of the first, the step and how many.
+const FIRST: f32 = -4.0;
+/// The step between their logarithms.
+pub const STEP: f32 = 0.25;
+const WAITS: usize = 36;
+
+/// Standard deviations of the work's log that are tabled: the first, the factor between them and how many.
+const SD_FIRST: f32 = 0.1;
+const SD_FACTOR: f32 = 1.25;
+const SDS: usize = 14;
+
+/// What waits add to the log level of work of one spread.
+#[derive(Debug)]
+pub struct Waits {
+    level: [f32; WAITS],
+    p95: [f32; WAITS],
+}
+
+impl Waits {
+    /// Those of work whose log durations have this standard deviation, to the nearest that is tabled.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a place in the table")]
+    pub fn of(sd: f32) -> &'static Self {
+        static TABLES: [OnceLock<Waits>; SDS] = [const { OnceLock::new() }; SDS];
+        let place = (libm::logf(sd.max(SD_FIRST) / SD_FIRST) / libm::logf(SD_FACTOR)).round() as usize;
+        let place = place.min(SDS - 1);
+        TABLES[place].get_or_init(|| Self::new(f64::from(SD_FIRST) * f64::from(SD_FACTOR).powi(place as i32)))
+    }
+
+    fn new(sd: f64) -> Self {
+        // The standard normal distribution at the middles of cells.
+        let work: Vec<(f64, f64)> = (-40..=40).map(|i| f64::from(i) * 0.125).map(|z| (libm::exp(sd * z), 0.125 * libm::exp(-0.5 * z * z) / 2.506_628_274_631)).collect();
+        let beyond = |x: f64, wait: f64| work.iter().map(|(w, share)| share * libm::exp(-(x - w).max(0.0) / wait)).sum::<f64>();
+        let quantile = |wait: f64| {
+            let (mut low, mut high) = (0.0, libm::exp(5.0 * sd) + 10.0 * wait);
+            for _ in 0..30 {
+                let middle = f64::midpoint(low, high);
+                *(if beyond(middle, wait) > 0.05 { &mut low } else { &mut high }) = middle;
+            }
+            libm::log(low)
+        };
+        // The mean of log(1 + wait/work), by the quantiles of the exponential distribution.
+        let parts: Vec<f64> = (0..64).map(|i| -libm::log((f64::from(i) + 0.5) / 64.0)).collect();
+        let mean = |wait: f64| work.iter().map(|(w, share)| share * parts.iter().map(|p| libm::log1p(wait * p / w)).sum::<f64>() / 64.0).sum::<f64>();
+        let without = quantile(1e-3);
+        let mut table = Self { level: [0.0; WAITS], p95: [0.0; WAITS] };
+        let waits = (0_u8..).map(|i| libm::exp(f64::from(FIRST) + f64::from(STEP) * f64::from(i)));
+        #[expect(clippy::cast_possible_truncation, reason = "a log level")]
+        for ((level, p95), wait) in table.level.iter_mut().zip(&mut table.p95).zip(waits) {
+            (*level, *p95) = (mean(wait) as f32, (quantile(wait) - without) as f32);
+        }
+        table
+    }
+
+    /// What a wait, by its logarithm, adds to the mean log duration and to p95.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a place in the table")]
+    pub fn added(&self, log_wait: f32) -> (f32, f32) {
+        let place = (log_wait - FIRST) / STEP;
+        if place <= 0.0 {
+            // So short a wait adds in proportion.
+            let part = libm::expf(log_wait - FIRST);
+            return (part * self.level[0], part * self.p95[0]);
+        }
+        // Beyond the table durations grow as the wait does.
+        let (at, more) = ((place as usize).min(WAITS - 2), (place - (WAITS - 1) as f32).max(0.0));
+        let part = place - more - at as f32;
+        let of = |table: &[f32; WAITS]| table[at] + part * (table[at + 1] - table[at]) + more * STEP;
+        (of(&self.level), of(&self.p95))
+    }
+
+    /// The logarithm of the wait that adds so much to p95.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a place in the table")]
+    pub fn wait_for(&self, p95: f32) -> f32 {
+        let at = self.p95.partition_point(|p| *p < p95);
+        if at == 0 {
+            return FIRST + libm::logf((p95 / self.p95[0]).max(1e-6));
+        }
+        if at == WAITS {
+            return FIRST + STEP * (WAITS - 1) as f32 + p95 - self.p95[WAITS - 1];
+        }
+        let part = (p95 - self.p95[at - 1]) / (self.p95[at] - self.p95[at - 1]);
+        FIRST + STEP * ((at - 1) as f32 + part)
+    }
+}
