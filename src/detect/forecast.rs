@@ -27,6 +27,8 @@ const FLEET_DAYS: f32 = 6.0;
 const HEIGHT_VARIANCE: f32 = 3.4;
 /// The part of the wander's variance that the height has: a quarter of its deviation.
 const HEIGHT_WANDER: f32 = 1.0 / 16.0;
+/// Days by which it is known how the work spreads.
+const EARLY_DAYS: usize = 14;
 /// Prior weight of the shapes where everything grows by one factor, and where a wait grows.
 const PRIOR: [[f32; 4]; 2] = [[0.42, 0.07, 0.14, 0.07], [0.10, 0.0, 0.15, 0.05]];
 
@@ -83,8 +85,8 @@ impl Forecast {
 enum Growth {
     /// Everything, by one factor: what it has grown by, over its height at first.
     Factor(f32),
-    /// A wait: its logarithm today.
-    Wait(f32),
+    /// A wait: its logarithm today, and what it and longer ones add to p95.
+    Wait(f32, usize),
 }
 
 /// A curve on the grid: what it says of the days to a rise of p95.
@@ -99,7 +101,7 @@ struct Course {
 
 impl Course {
     /// Days until p95 is up by `rise`.
-    fn time_to(&self, rise: f32, waits: &Waits) -> f32 {
+    fn time_to(&self, rise: f32, waits: &[Waits]) -> f32 {
         if rise <= 0.0 {
             return 0.0;
         }
@@ -112,7 +114,8 @@ impl Course {
                 let c = self.runs_out(growth);
                 self.since - c * self.whole / ((1.0 + growth) * libm::expf(rise) - 1.0 + c)
             }
-            (Growth::Wait(now), curve) => {
+            (Growth::Wait(now, of), curve) => {
+                let waits = &waits[of];
                 let times = libm::expf(waits.wait_for(waits.added(now).1 + rise) - now);
                 if curve == Curve::Wall { self.since * (1.0 - 1.0 / times) } else { self.since * (times - 1.0) }
             }
@@ -248,6 +251,9 @@ struct Fit {
     heights: Series,
     /// What the heights say of one that stays.
     stays: Seen,
+    /// The height on the first days: it tells how the work spreads if the wait on those days is known.
+    early_height: f32,
+    waits: Vec<Waits>,
     fitted: Vec<Fitted>,
 }
 
@@ -273,14 +279,19 @@ impl Fit {
     }
 
     /// Courses by which a wait grows, whose logarithm is that of today plus `shape`.
-    fn add_waits(&mut self, course: impl Fn(f32) -> Course, log_prior: f32, first: usize, shape: &[f32; DAYS_MAX], waits: &Waits) {
+    fn add_waits(&mut self, course: impl Fn(Growth) -> Course, log_prior: f32, first: usize, shape: &[f32; DAYS_MAX]) {
         let (mut level, mut height) = ([0.0; DAYS_MAX], [0.0; DAYS_MAX]);
+        let early = EARLY_DAYS.min(self.levels.n);
+        let at_first = shape[..early].iter().skip(first).map(|s| libm::expf(*s)).sum::<f32>() / early as f32;
+        let at_first = libm::logf(at_first.max(1e-6));
         for now in waits_today() {
+            let Some(waits) = Waits::of_height(self.early_height, now + at_first) else { break };
             for i in first..self.levels.n {
                 let (added, p95) = waits.added(now + shape[i]);
                 (level[i], height[i]) = (added, p95 - added);
             }
-            self.add(course(now), log_prior, self.levels.weigh(&level, first), self.heights.weigh(&height, first));
+            self.add(course(Growth::Wait(now, self.waits.len())), log_prior, self.levels.weigh(&level, first), self.heights.weigh(&height, first));
+            self.waits.push(waits);
         }
     }
 }
@@ -303,11 +314,13 @@ pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Optio
         return None;
     }
     let last = n as f32 - 1.0;
-    let (waits, sampling) = (Waits::of(variance.sqrt()), variance / requests.max(1.0));
+    let sampling = variance / requests.max(1.0);
     let levels = Series::new(days.iter().map(|d| d.level), Noise::new(n, 1.0, sampling));
     let heights = Series::new(days.iter().map(|d| d.height), Noise::new(n, HEIGHT_WANDER, HEIGHT_VARIANCE * sampling));
     let stays = heights.weigh(&[0.0; DAYS_MAX], n);
-    let mut fit = Fit { levels, heights, stays, fitted: Vec::new() };
+    let early = days.iter().take(EARLY_DAYS);
+    let early_height = early.clone().map(|d| d.height).sum::<f32>() / early.len() as f32;
+    let mut fit = Fit { levels, heights, stays, early_height, waits: Vec::new(), fitted: Vec::new() };
     let growths: Vec<f32> = (0..18).map(|i| 0.06 * libm::expf(i as f32 * 0.24)).collect();
     let mut onset = 2.0_f32;
     let mut onsets = Vec::new();
@@ -326,19 +339,18 @@ pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Optio
         let first = (0..n).find(|i| age(*i) > 0.0).unwrap_or(0);
         let course = |curve| move |growth| Course { curve, growth, since, whole: 0.0 };
         let of_factor = |curve| move |growth| course(curve)(Growth::Factor(growth));
-        let of_wait = |curve| move |now| course(curve)(Growth::Wait(now));
         let (by_factor, by_wait) = per(prior(Curve::Straight), times);
         fit.add_factors(of_factor(Curve::Straight), by_factor, first, |growth, i| libm::log1pf(growth / since * age(i)), &growths);
         let mut shape = [0.0; DAYS_MAX];
         for (i, s) in shape.iter_mut().enumerate().take(n).skip(first) {
             *s = libm::logf(age(i) / since);
         }
-        fit.add_waits(of_wait(Curve::Straight), by_wait, first, &shape, waits);
+        fit.add_waits(course(Curve::Straight), by_wait, first, &shape);
         let (by_factor, _) = per(prior(Curve::Exponential), times);
         fit.add_factors(of_factor(Curve::Exponential), by_factor, first, |growth, i| libm::log1pf(growth) / since * age(i), &growths);
         let (by_factor, by_wait) = per(prior(Curve::Flat), times);
         fit.add_factors(of_factor(Curve::Flat), by_factor, first, |growth, _| libm::log1pf(growth), &growths);
-        fit.add_waits(of_wait(Curve::Flat), by_wait, first, &[0.0; DAYS_MAX], waits);
+        fit.add_waits(course(Curve::Flat), by_wait, first, &[0.0; DAYS_MAX]);
     }
     let walls: Vec<f32> = (0..18).map(|i| 1.5 * libm::expf(i as f32 * 0.26)).collect();
     let (by_factor, by_wait) = per(prior(Curve::Wall), walls.len());
@@ -356,12 +368,12 @@ pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Optio
         for (i, s) in shape.iter_mut().enumerate().take(n) {
             *s = libm::logf(since / (whole - i as f32));
         }
-        fit.add_waits(|now| course(Growth::Wait(now)), by_wait, 0, &shape, waits);
+        fit.add_waits(course, by_wait, 0, &shape);
     }
-    summarize(&fit.fitted, limit, waits)
+    summarize(&fit.fitted, limit, &fit.waits)
 }
 
-fn summarize(fitted: &[Fitted], limit: f32, waits: &Waits) -> Option<Forecast> {
+fn summarize(fitted: &[Fitted], limit: f32, waits: &[Waits]) -> Option<Forecast> {
     let highest = fitted.iter().map(|f| f.log_weight).fold(f32::MIN, f32::max);
     let mut support = [0.0_f32; 4];
     let (mut trend, mut seen) = (Vec::new(), Vec::new());

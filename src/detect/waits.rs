@@ -10,56 +10,83 @@ use std::sync::OnceLock;
 
 /// Mean waits that are tabled, in medians of the work: the logarithm of the first, the step and how many.
 const FIRST: f32 = -4.0;
-/// The step between their logarithms.
-pub const STEP: f32 = 0.25;
+const STEP: f32 = 0.25;
 const WAITS: usize = 36;
 
-/// Standard deviations of the work's log that are tabled: the first, the factor between them and how many.
+/// Standard deviations of the work's log that are tabled: the first, the logarithm of the factor between them and how many.
 const SD_FIRST: f32 = 0.1;
-const SD_FACTOR: f32 = 1.25;
+const SD_STEP: f32 = 0.2;
 const SDS: usize = 14;
 
+/// p95 of the standard normal distribution.
+const Z95: f32 = 1.644_854;
+
 /// What waits add to the log level of work of one spread.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Waits {
+    /// To its mean.
     level: [f32; WAITS],
+    /// To its p95.
     p95: [f32; WAITS],
 }
 
-impl Waits {
-    /// Those of work whose log durations have this standard deviation, to the nearest that is tabled.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a place in the table")]
-    pub fn of(sd: f32) -> &'static Self {
-        static TABLES: [OnceLock<Waits>; SDS] = [const { OnceLock::new() }; SDS];
-        let place = (libm::logf(sd.max(SD_FIRST) / SD_FIRST) / libm::logf(SD_FACTOR)).round() as usize;
-        let place = place.min(SDS - 1);
-        TABLES[place].get_or_init(|| Self::new(f64::from(SD_FIRST) * f64::from(SD_FACTOR).powi(place as i32)))
-    }
+fn tables() -> &'static [Waits; SDS] {
+    static TABLES: OnceLock<[Waits; SDS]> = OnceLock::new();
+    TABLES.get_or_init(|| std::array::from_fn(|place| Waits::new(f64::from(sd_at(place)))))
+}
 
+#[expect(clippy::cast_precision_loss, reason = "a place in the table")]
+fn sd_at(place: usize) -> f32 {
+    SD_FIRST * libm::expf(SD_STEP * place as f32)
+}
+
+impl Waits {
     fn new(sd: f64) -> Self {
         // The standard normal distribution at the middles of cells.
-        let work: Vec<(f64, f64)> = (-40..=40).map(|i| f64::from(i) * 0.125).map(|z| (libm::exp(sd * z), 0.125 * libm::exp(-0.5 * z * z) / 2.506_628_274_631)).collect();
+        let cells = (-24..=24).map(|i| f64::from(i) * 0.2);
+        let work: Vec<(f64, f64)> = cells.map(|z| (libm::exp(sd * z), 0.2 * libm::exp(-0.5 * z * z) / 2.506_628_274_631)).collect();
         let beyond = |x: f64, wait: f64| work.iter().map(|(w, share)| share * libm::exp(-(x - w).max(0.0) / wait)).sum::<f64>();
         let quantile = |wait: f64| {
-            let (mut low, mut high) = (0.0, libm::exp(5.0 * sd) + 10.0 * wait);
-            for _ in 0..30 {
+            let (mut low, mut high) = (0.0, libm::exp(4.0 * sd) + 10.0 * wait);
+            for _ in 0..24 {
                 let middle = f64::midpoint(low, high);
                 *(if beyond(middle, wait) > 0.05 { &mut low } else { &mut high }) = middle;
             }
             libm::log(low)
         };
         // The mean of log(1 + wait/work), by the quantiles of the exponential distribution.
-        let parts: Vec<f64> = (0..64).map(|i| -libm::log((f64::from(i) + 0.5) / 64.0)).collect();
-        let mean = |wait: f64| work.iter().map(|(w, share)| share * parts.iter().map(|p| libm::log1p(wait * p / w)).sum::<f64>() / 64.0).sum::<f64>();
-        let without = quantile(1e-3);
+        let parts: Vec<f64> = (0..32).map(|i| -libm::log((f64::from(i) + 0.5) / 32.0)).collect();
+        let mean = |wait: f64| work.iter().map(|(w, share)| share * parts.iter().map(|p| libm::log1p(wait * p / w)).sum::<f64>() / 32.0).sum::<f64>();
         let mut table = Self { level: [0.0; WAITS], p95: [0.0; WAITS] };
         let waits = (0_u8..).map(|i| libm::exp(f64::from(FIRST) + f64::from(STEP) * f64::from(i)));
         #[expect(clippy::cast_possible_truncation, reason = "a log level")]
         for ((level, p95), wait) in table.level.iter_mut().zip(&mut table.p95).zip(waits) {
-            (*level, *p95) = (mean(wait) as f32, (quantile(wait) - without) as f32);
+            (*level, *p95) = (mean(wait) as f32, (quantile(wait) - f64::from(Z95) * sd) as f32);
         }
         table
+    }
+
+    /// Those of the work with which p95 stands so high over the level at a wait, given by its logarithm; `None` where it would be higher with any.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a place in the table")]
+    pub fn of_height(height: f32, log_wait: f32) -> Option<Self> {
+        let tables = tables();
+        let height_at = |place: usize| {
+            let (level, p95) = tables[place].added(log_wait);
+            Z95 * sd_at(place) + p95 - level
+        };
+        let (mut place, mut below) = (0, height_at(0));
+        if height < below {
+            return None;
+        }
+        while place + 2 < SDS && height_at(place + 1) < height {
+            place += 1;
+            below = height_at(place);
+        }
+        let part = ((height - below) / (height_at(place + 1) - below)).clamp(0.0, 1.0);
+        let between = |a: &[f32; WAITS], b: &[f32; WAITS]| std::array::from_fn(|i| a[i] + part * (b[i] - a[i]));
+        let (a, b) = (&tables[place], &tables[place + 1]);
+        Some(Self { level: between(&a.level, &b.level), p95: between(&a.p95, &b.p95) })
     }
 
     /// What a wait, by its logarithm, adds to the mean log duration and to p95.
