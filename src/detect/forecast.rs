@@ -27,6 +27,8 @@ const FLEET_DAYS: f32 = 6.0;
 const HEIGHT_VARIANCE: f32 = 3.4;
 /// The part of the wander's variance that the height has: a quarter of its deviation.
 const HEIGHT_WANDER: f32 = 1.0 / 16.0;
+/// For which part of the time since its onset a level rose that stays now: at once, or straight for so long.
+const ROSE: [f32; 3] = [0.0, 0.33, 0.67];
 /// Days by which it is known how the work spreads.
 const EARLY_DAYS: usize = 14;
 /// Prior weight of the shapes where everything grows by one factor, and where a wait grows.
@@ -227,19 +229,28 @@ impl Series {
     }
 
     /// Weighs a shape, which is 0 before the day `first`.
-    #[expect(clippy::cast_precision_loss, reason = "days")]
     fn weigh(&self, shape: &[f32; DAYS_MAX], first: usize) -> Seen {
-        let base = self.values[0];
         let mut sums = self.before[first];
-        for i in first..self.n {
-            sums = self.noise.next(i, self.values[i] - shape[i] - base, sums);
+        for (i, height) in shape.iter().enumerate().take(self.n).skip(first) {
+            sums = self.next(i, *height, sums);
         }
+        self.seen(sums, if first < self.n { shape[self.n - 1] } else { 0.0 })
+    }
+
+    /// Takes in a day that is so much higher than at first.
+    fn next(&self, day: usize, height: f32, sums: Sums) -> Sums {
+        self.noise.next(day, self.values[day] - self.values[0] - height, sums)
+    }
+
+    /// What all days say of a shape that is so high today.
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn seen(&self, sums: Sums, height: f32) -> Seen {
         let one_one = self.noise.one_one;
         let spread = (sums.squares - sums.with_one * sums.with_one / one_one).max(0.0) + FLEET_DAYS;
         let freedom = self.n as f32 - 1.0 + FLEET_DAYS;
         Seen {
             log_weight: -0.5 * freedom * libm::logf(spread),
-            today: base + sums.with_one / one_one + if first < self.n { shape[self.n - 1] } else { 0.0 },
+            today: self.values[0] + sums.with_one / one_one + height,
             variance: spread / freedom / one_one,
             of_day: spread / freedom * self.noise.of_day,
         }
@@ -280,28 +291,31 @@ impl Fit {
 
     /// Courses by which a wait grows, whose logarithm is that of today plus `shape`.
     fn add_waits(&mut self, course: impl Fn(Growth) -> Course, log_prior: f32, first: usize, shape: &[f32; DAYS_MAX]) {
-        let (mut level, mut height) = ([0.0; DAYS_MAX], [0.0; DAYS_MAX]);
         let early = EARLY_DAYS.min(self.levels.n);
         let at_first = shape[..early].iter().skip(first).map(|s| libm::expf(*s)).sum::<f32>() / early as f32;
         let at_first = libm::logf(at_first.max(1e-6));
         for now in waits_today() {
             let Some(waits) = Waits::of_height(self.early_height, now + at_first) else { break };
-            for i in first..self.levels.n {
-                let (added, p95) = waits.added(now + shape[i]);
-                (level[i], height[i]) = (added, p95 - added);
+            let (mut levels, mut heights, mut today) = (self.levels.before[first], self.heights.before[first], (0.0, 0.0));
+            for (i, before) in shape.iter().enumerate().take(self.levels.n).skip(first) {
+                let (level, p95) = waits.added(now + before);
+                today = (level, p95 - level);
+                levels = self.levels.next(i, today.0, levels);
+                heights = self.heights.next(i, today.1, heights);
             }
-            self.add(course(Growth::Wait(now, self.waits.len())), log_prior, self.levels.weigh(&level, first), self.heights.weigh(&height, first));
+            let (level, height) = (self.levels.seen(levels, today.0), self.heights.seen(heights, today.1));
+            self.add(course(Growth::Wait(now, self.waits.len())), log_prior, level, height);
             self.waits.push(waits);
         }
     }
 }
 
-/// Logarithms of waits, in medians of the work: from 3 % of it to seven times.
+/// Logarithms of waits, in medians of the work: from 4 % of it to five times.
 fn waits_today() -> impl Iterator<Item = f32> {
-    (0_u8..WAITS_TODAY).map(|i| 0.25 * f32::from(i) - 3.5)
+    (0_u8..WAITS_TODAY).map(|i| 0.3 * f32::from(i) - 3.2)
 }
 
-const WAITS_TODAY: u8 = 22;
+const WAITS_TODAY: u8 = 17;
 
 /// Forecasts from days (the oldest first, the newest the one that ends now) when p95 meets `limit`, a log level; `variance` is that of one request's log
 /// duration, `requests` the usual number in a day.
@@ -333,24 +347,33 @@ pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Optio
         (libm::logf(of_factor / (places * growths.len() as f32)), libm::logf(of_wait / (places * f32::from(WAITS_TODAY))))
     };
     let prior = |curve: Curve| PRIOR.map(|of| of[curve as usize]);
-    for since in &onsets {
+    for (place, since) in onsets.iter().enumerate() {
         let (since, times) = (*since, onsets.len());
         let age = |i: usize| (i as f32 - (last - since)).max(0.0);
         let first = (0..n).find(|i| age(*i) > 0.0).unwrap_or(0);
         let course = |curve| move |growth| Course { curve, growth, since, whole: 0.0 };
         let of_factor = |curve| move |growth| course(curve)(Growth::Factor(growth));
-        let (by_factor, by_wait) = per(prior(Curve::Straight), times);
+        let (by_factor, _) = per(prior(Curve::Straight), times);
         fit.add_factors(of_factor(Curve::Straight), by_factor, first, |growth, i| libm::log1pf(growth / since * age(i)), &growths);
-        let mut shape = [0.0; DAYS_MAX];
-        for (i, s) in shape.iter_mut().enumerate().take(n).skip(first) {
-            *s = libm::logf(age(i) / since);
-        }
-        fit.add_waits(course(Curve::Straight), by_wait, first, &shape);
         let (by_factor, _) = per(prior(Curve::Exponential), times);
         fit.add_factors(of_factor(Curve::Exponential), by_factor, first, |growth, i| libm::log1pf(growth) / since * age(i), &growths);
-        let (by_factor, by_wait) = per(prior(Curve::Flat), times);
-        fit.add_factors(of_factor(Curve::Flat), by_factor, first, |growth, _| libm::log1pf(growth), &growths);
-        fit.add_waits(course(Curve::Flat), by_wait, first, &[0.0; DAYS_MAX]);
+        for rose in ROSE {
+            let (by_factor, _) = per(prior(Curve::Flat), times * ROSE.len());
+            let part = |i: usize| if rose > 0.0 { (age(i) / (rose * since)).min(1.0) } else { 1.0 };
+            fit.add_factors(of_factor(Curve::Flat), by_factor, first, |growth, i| libm::log1pf(growth * part(i)), &growths);
+        }
+        // Of waits half as many onsets are enough.
+        if place % 2 == 0 {
+            let mut shape = [0.0; DAYS_MAX];
+            let times = times.div_ceil(2);
+            let (_, by_wait) = per(prior(Curve::Flat), times);
+            fit.add_waits(course(Curve::Flat), by_wait, first, &shape);
+            for (i, s) in shape.iter_mut().enumerate().take(n).skip(first) {
+                *s = libm::logf(age(i) / since);
+            }
+            let (_, by_wait) = per(prior(Curve::Straight), times);
+            fit.add_waits(course(Curve::Straight), by_wait, first, &shape);
+        }
     }
     let walls: Vec<f32> = (0..18).map(|i| 1.5 * libm::expf(i as f32 * 0.26)).collect();
     let (by_factor, by_wait) = per(prior(Curve::Wall), walls.len());
