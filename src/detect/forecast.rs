@@ -27,6 +27,8 @@ const FLEET_DAYS: f32 = 6.0;
 const HEIGHT_VARIANCE: f32 = 3.4;
 /// The part of the wander's variance that the height has: a quarter of its deviation.
 const HEIGHT_WANDER: f32 = 1.0 / 16.0;
+/// How much of the resource was in use on the first day: 1 − that. Mean wait is as ρ/(1 − ρ) = 1/(1 − ρ) − 1 (Pollaczek-Khinchine).
+const LESS: [f32; 3] = [0.0, 0.5, 1.0];
 /// For which part of the time since its onset a level rose that stays now: at once, or straight for so long.
 const ROSE: [f32; 3] = [0.0, 0.33, 0.67];
 /// Days by which it is known how the work spreads.
@@ -99,6 +101,7 @@ struct Course {
     /// Days since it began; or (wall) from today to the wall, and from the first day to it.
     since: f32,
     whole: f32,
+    less: f32,
 }
 
 impl Course {
@@ -119,7 +122,9 @@ impl Course {
             (Growth::Wait(now, of), curve) => {
                 let waits = &waits[of];
                 let times = libm::expf(waits.wait_for(waits.added(now).1 + rise) - now);
-                if curve == Curve::Wall { self.since * (1.0 - 1.0 / times) } else { self.since * (times - 1.0) }
+                if curve == Curve::Wall {
+                    self.since - self.whole / (times * (self.whole / self.since - self.less) + self.less)
+                } else { self.since * (times - 1.0) }
             }
         }
     }
@@ -279,11 +284,12 @@ impl Fit {
     }
 
     /// Courses by which everything grows by one factor, of the log height `shape` times each growth.
-    fn add_factors(&mut self, course: impl Fn(f32) -> Course, log_prior: f32, first: usize, shape: impl Fn(f32, usize) -> f32, growths: &[f32]) {
+    fn add_factors(&mut self, course: impl Fn(f32) -> Course, log_prior: f32, first: usize, shape: impl Fn((f32, f32), usize) -> f32, growths: &[f32]) {
         let mut level = [0.0; DAYS_MAX];
         for growth in growths {
+            let both = (*growth, libm::log1pf(*growth));
             for (i, l) in level.iter_mut().enumerate().take(self.levels.n).skip(first) {
-                *l = shape(*growth, i);
+                *l = shape(both, i);
             }
             self.add(course(*growth), log_prior, self.levels.weigh(&level, first), self.stays);
         }
@@ -351,16 +357,16 @@ pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Optio
         let (since, times) = (*since, onsets.len());
         let age = |i: usize| (i as f32 - (last - since)).max(0.0);
         let first = (0..n).find(|i| age(*i) > 0.0).unwrap_or(0);
-        let course = |curve| move |growth| Course { curve, growth, since, whole: 0.0 };
+        let course = |curve| move |growth| Course { curve, growth, since, whole: 0.0, less: 0.0 };
         let of_factor = |curve| move |growth| course(curve)(Growth::Factor(growth));
         let (by_factor, _) = per(prior(Curve::Straight), times);
-        fit.add_factors(of_factor(Curve::Straight), by_factor, first, |growth, i| libm::log1pf(growth / since * age(i)), &growths);
+        fit.add_factors(of_factor(Curve::Straight), by_factor, first, |(growth, _), i| libm::log1pf(growth / since * age(i)), &growths);
         let (by_factor, _) = per(prior(Curve::Exponential), times);
-        fit.add_factors(of_factor(Curve::Exponential), by_factor, first, |growth, i| libm::log1pf(growth) / since * age(i), &growths);
+        fit.add_factors(of_factor(Curve::Exponential), by_factor, first, |(_, log), i| log / since * age(i), &growths);
         for rose in ROSE {
             let (by_factor, _) = per(prior(Curve::Flat), times * ROSE.len());
-            let part = |i: usize| if rose > 0.0 { (age(i) / (rose * since)).min(1.0) } else { 1.0 };
-            fit.add_factors(of_factor(Curve::Flat), by_factor, first, |growth, i| libm::log1pf(growth * part(i)), &growths);
+            let height = |(growth, log): (f32, f32), i: usize| if age(i) < rose * since { libm::log1pf(growth * age(i) / (rose * since)) } else { log };
+            fit.add_factors(of_factor(Curve::Flat), by_factor, first, height, &growths);
         }
         // Of waits half as many onsets are enough.
         if place % 2 == 0 {
@@ -379,19 +385,22 @@ pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Optio
     let (by_factor, by_wait) = per(prior(Curve::Wall), walls.len());
     for left in &walls {
         let (since, whole) = (*left, left + last);
-        let course = |growth| Course { curve: Curve::Wall, growth, since, whole };
+        let course = |growth| Course { curve: Curve::Wall, growth, since, whole, less: 0.0 };
         // More than all of it cannot run out.
         let possible: Vec<f32> = growths.iter().copied().filter(|growth| course(Growth::Factor(*growth)).runs_out(*growth) <= 1.0).collect();
-        let height = |growth: f32, i: usize| {
+        let height = |(growth, _): (f32, f32), i: usize| {
             let c = course(Growth::Factor(growth)).runs_out(growth);
             libm::logf(1.0 - c + c * whole / (whole - i as f32))
         };
         fit.add_factors(|growth| course(Growth::Factor(growth)), by_factor, 0, height, &possible);
-        let mut shape = [0.0; DAYS_MAX];
-        for (i, s) in shape.iter_mut().enumerate().take(n) {
-            *s = libm::logf(since / (whole - i as f32));
+        for less in LESS {
+            let mut shape = [0.0; DAYS_MAX];
+            for (i, s) in shape.iter_mut().enumerate().take(n) {
+                *s = libm::logf(((whole / (whole - i as f32) - less) / (whole / since - less)).max(1e-4));
+            }
+            let course = |growth| Course { less, ..course(growth) };
+            fit.add_waits(course, by_wait - libm::logf(LESS.len() as f32), 0, &shape);
         }
-        fit.add_waits(course, by_wait, 0, &shape);
     }
     summarize(&fit.fitted, limit, &fit.waits)
 }
