@@ -33,6 +33,8 @@ const LESS: [f32; 3] = [0.0, 0.5, 1.0];
 const ROSE: [f32; 3] = [0.0, 0.33, 0.67];
 /// Days by which it is known how the work spreads.
 const EARLY_DAYS: usize = 14;
+/// Days by which it is known how high p95 stands now.
+const RECENT_DAYS: usize = 4;
 /// Prior weight of the shapes where everything grows by one factor, and where a wait grows.
 const PRIOR: [[f32; 4]; 2] = [[0.42, 0.07, 0.14, 0.07], [0.10, 0.0, 0.15, 0.05]];
 
@@ -269,6 +271,8 @@ struct Fit {
     stays: Seen,
     /// The height on the first days: it tells how the work spreads if the wait on those days is known.
     early_height: f32,
+    /// By how much the height of the last days is more than that, and how far off this may be.
+    grown: (f32, f32),
     waits: Vec<Waits>,
     fitted: Vec<Fitted>,
 }
@@ -299,9 +303,18 @@ impl Fit {
     fn add_waits(&mut self, course: impl Fn(Growth) -> Course, log_prior: f32, first: usize, shape: &[f32; DAYS_MAX]) {
         let early = EARLY_DAYS.min(self.levels.n);
         let at_first = shape[..early].iter().skip(first).map(|s| libm::expf(*s)).sum::<f32>() / early as f32;
-        let at_first = libm::logf(at_first.max(1e-6));
+        let at_first = libm::logf(at_first.max(1e-4));
+        let recently = shape[self.levels.n - RECENT_DAYS / 2];
         for now in waits_today() {
             let Some(waits) = Waits::of_height(self.early_height, now + at_first) else { break };
+            let grown = |at: f32| {
+                let (level, p95) = waits.added(at);
+                p95 - level
+            };
+            // Most waits would have p95 stand elsewhere than it does.
+            if (grown(now + recently) - grown(now + at_first) - self.grown.0).abs() > self.grown.1 {
+                continue;
+            }
             let (mut levels, mut heights, mut today) = (self.levels.before[first], self.heights.before[first], (0.0, 0.0));
             for (i, before) in shape.iter().enumerate().take(self.levels.n).skip(first) {
                 let (level, p95) = waits.added(now + before);
@@ -340,7 +353,10 @@ pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Optio
     let stays = heights.weigh(&[0.0; DAYS_MAX], n);
     let early = days.iter().take(EARLY_DAYS);
     let early_height = early.clone().map(|d| d.height).sum::<f32>() / early.len() as f32;
-    let mut fit = Fit { levels, heights, stays, early_height, waits: Vec::new(), fitted: Vec::new() };
+    let recent = &days[n - RECENT_DAYS..];
+    let rough = days.windows(2).map(|d| (d[1].height - d[0].height) * (d[1].height - d[0].height)).sum::<f32>() / (2.0 * last);
+    let grown = (recent.iter().map(|d| d.height).sum::<f32>() / RECENT_DAYS as f32 - early_height, 0.02 + 3.0 * (rough + HEIGHT_VARIANCE * sampling).sqrt());
+    let mut fit = Fit { levels, heights, stays, early_height, grown, waits: Vec::new(), fitted: Vec::new() };
     let growths: Vec<f32> = (0..18).map(|i| 0.06 * libm::expf(i as f32 * 0.24)).collect();
     let mut onset = 2.0_f32;
     let mut onsets = Vec::new();
@@ -368,10 +384,10 @@ pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Optio
             let height = |(growth, log): (f32, f32), i: usize| if age(i) < rose * since { libm::log1pf(growth * age(i) / (rose * since)) } else { log };
             fit.add_factors(of_factor(Curve::Flat), by_factor, first, height, &growths);
         }
-        // Of waits half as many onsets are enough.
-        if place % 2 == 0 {
+        // Of waits a third of the onsets are enough.
+        if place % 3 == 0 {
             let mut shape = [0.0; DAYS_MAX];
-            let times = times.div_ceil(2);
+            let times = times.div_ceil(3);
             let (_, by_wait) = per(prior(Curve::Flat), times);
             fit.add_waits(course(Curve::Flat), by_wait, first, &shape);
             for (i, s) in shape.iter_mut().enumerate().take(n).skip(first) {
@@ -381,25 +397,26 @@ pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Optio
             fit.add_waits(course(Curve::Straight), by_wait, first, &shape);
         }
     }
-    let walls: Vec<f32> = (0..18).map(|i| 1.5 * libm::expf(i as f32 * 0.26)).collect();
-    let (by_factor, by_wait) = per(prior(Curve::Wall), walls.len());
-    for left in &walls {
-        let (since, whole) = (*left, left + last);
-        let course = |growth| Course { curve: Curve::Wall, growth, since, whole, less: 0.0 };
+    let walls = |n: u8, step: f32| (0..n).map(move |i| 1.5 * libm::expf(f32::from(i) * step));
+    let course = |left: f32, less| move |growth| Course { curve: Curve::Wall, growth, since: left, whole: left + last, less };
+    for left in walls(18, 0.26) {
+        let course = course(left, 0.0);
         // More than all of it cannot run out.
         let possible: Vec<f32> = growths.iter().copied().filter(|growth| course(Growth::Factor(*growth)).runs_out(*growth) <= 1.0).collect();
         let height = |(growth, _): (f32, f32), i: usize| {
             let c = course(Growth::Factor(growth)).runs_out(growth);
-            libm::logf(1.0 - c + c * whole / (whole - i as f32))
+            libm::logf(1.0 - c + c * (left + last) / (left + last - i as f32))
         };
-        fit.add_factors(|growth| course(Growth::Factor(growth)), by_factor, 0, height, &possible);
+        fit.add_factors(|growth| course(Growth::Factor(growth)), per(prior(Curve::Wall), 18).0, 0, height, &possible);
+    }
+    for left in walls(12, 0.4) {
         for less in LESS {
+            let mean = |to_wall: f32| 1.0 / to_wall - less / (left + last);
             let mut shape = [0.0; DAYS_MAX];
             for (i, s) in shape.iter_mut().enumerate().take(n) {
-                *s = libm::logf(((whole / (whole - i as f32) - less) / (whole / since - less)).max(1e-4));
+                *s = libm::logf((mean(left + last - i as f32) / mean(left)).max(1e-4));
             }
-            let course = |growth| Course { less, ..course(growth) };
-            fit.add_waits(course, by_wait - libm::logf(LESS.len() as f32), 0, &shape);
+            fit.add_waits(course(left, less), per(prior(Curve::Wall), 12 * LESS.len()).1, 0, &shape);
         }
     }
     summarize(&fit.fitted, limit, &fit.waits)
@@ -410,11 +427,11 @@ fn summarize(fitted: &[Fitted], limit: f32, waits: &[Waits]) -> Option<Forecast>
     let mut support = [0.0_f32; 4];
     let (mut trend, mut seen) = (Vec::new(), Vec::new());
     for f in fitted {
-        let weight = libm::expf(f.log_weight - highest);
         // A thousand of these are not a hundredth of the best.
-        if weight < 1e-5 {
+        if f.log_weight < highest - 11.5 {
             continue;
         }
+        let weight = libm::expf(f.log_weight - highest);
         support[f.course.curve as usize] += weight;
         let [level, wander] = f.variance;
         for (points, variance) in [(&mut trend, level), (&mut seen, level + wander)] {

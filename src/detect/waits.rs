@@ -9,9 +9,9 @@
 use std::sync::OnceLock;
 
 /// Mean waits that are tabled, in medians of the work: the logarithm of the first, the step and how many.
-const FIRST: f32 = -4.0;
+const FIRST: f32 = -6.0;
 const STEP: f32 = 0.25;
-const WAITS: usize = 36;
+const WAITS: usize = 44;
 
 /// Standard deviations of the work's log that are tabled: the first, the logarithm of the factor between them and how many.
 const SD_FIRST: f32 = 0.1;
@@ -89,20 +89,17 @@ impl Waits {
         Some(Self { level: between(&a.level, &b.level), p95: between(&a.p95, &b.p95) })
     }
 
-    /// What a wait, by its logarithm, adds to the mean log duration and to p95.
+    /// What a wait, by its logarithm, adds to the mean log duration and to p95. The shortest stand for all that are shorter; beyond the longest, durations grow as
+    /// the wait does.
     #[must_use]
+    #[inline]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a place in the table")]
     pub fn added(&self, log_wait: f32) -> (f32, f32) {
-        let place = (log_wait - FIRST) / STEP;
-        if place <= 0.0 {
-            // So short a wait adds in proportion.
-            let part = libm::expf(log_wait - FIRST);
-            return (part * self.level[0], part * self.p95[0]);
-        }
-        // Beyond the table durations grow as the wait does.
-        let (at, more) = ((place as usize).min(WAITS - 2), (place - (WAITS - 1) as f32).max(0.0));
-        let part = place - more - at as f32;
-        let of = |table: &[f32; WAITS]| table[at] + part * (table[at + 1] - table[at]) + more * STEP;
+        let place = ((log_wait - FIRST) / STEP).max(0.0);
+        let at = (place as usize).min(WAITS - 2);
+        let part = place - at as f32;
+        let more = (part - 1.0).max(0.0);
+        let of = |table: &[f32; WAITS]| table[at] + (part - more) * (table[at + 1] - table[at]) + more * STEP;
         (of(&self.level), of(&self.p95))
     }
 
@@ -112,7 +109,7 @@ impl Waits {
     pub fn wait_for(&self, p95: f32) -> f32 {
         let at = self.p95.partition_point(|p| *p < p95);
         if at == 0 {
-            return FIRST + libm::logf((p95 / self.p95[0]).max(1e-6));
+            return FIRST;
         }
         if at == WAITS {
             return FIRST + STEP * (WAITS - 1) as f32 + p95 - self.p95[WAITS - 1];
