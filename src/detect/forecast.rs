@@ -23,20 +23,32 @@ const DAYS_MIN: usize = 10;
 const DAYS_AHEAD_MAX: f32 = 400.0;
 /// What the fleet's noise weighs, in days.
 const FLEET_DAYS: f32 = 6.0;
-/// Variance of p95's height over the level in that of one request's log over the number of requests: p95's own, 4.4, less the level's.
-const HEIGHT_VARIANCE: f32 = 3.4;
+/// What the number of requests leaves in the height, in parts of what it leaves in the level: 4.4 of p95 itself less the level's own.
+const HEIGHT_SAMPLING: f32 = 3.4;
 /// The part of the wander's variance that the height has: a quarter of its deviation.
 const HEIGHT_WANDER: f32 = 1.0 / 16.0;
-/// How much of the resource was in use on the first day: 1 − that. Mean wait is as ρ/(1 − ρ) = 1/(1 − ρ) − 1 (Pollaczek-Khinchine).
-const LESS: [f32; 3] = [0.0, 0.5, 1.0];
+/// The first days, by which it is known how the work spreads, and the last, by which it is known how high p95 stands now.
+const FIRST_DAYS: usize = 14;
+const LAST_DAYS: usize = 4;
+
+/// Prior weight of the curves where everything grows by one factor.
+const FACTOR_PRIOR: [f32; 4] = [0.42, 0.07, 0.14, 0.07];
+/// And where a wait grows: what runs out makes it a wall.
+const WAIT_PRIOR: [f32; 4] = [0.10, 0.0, 0.15, 0.05];
+
+/// Factors on the grid, less 1, and mean waits of today: the first, the logarithm of the step and how many. Waits are in medians of the work.
+const GROWTHS: (f32, f32, u8) = (0.06, 0.24, 18);
+const WAITS: (f32, f32, u8) = (0.04, 0.3, 17);
+/// Days to the wall: likewise.
+const FACTOR_WALLS: (f32, f32, u8) = (1.5, 0.26, 18);
+const WAIT_WALLS: (f32, f32, u8) = (1.5, 0.4, 12);
+/// Waits tell more days apart than factors do, so every third onset is enough.
+const WAIT_ONSETS: usize = 3;
 /// For which part of the time since its onset a level rose that stays now: at once, or straight for so long.
 const ROSE: [f32; 3] = [0.0, 0.33, 0.67];
-/// Days by which it is known how the work spreads.
-const EARLY_DAYS: usize = 14;
-/// Days by which it is known how high p95 stands now.
-const RECENT_DAYS: usize = 4;
-/// Prior weight of the shapes where everything grows by one factor, and where a wait grows.
-const PRIOR: [[f32; 4]; 2] = [[0.42, 0.07, 0.14, 0.07], [0.10, 0.0, 0.15, 0.05]];
+/// What was left on the first day of what runs out: the mean wait is as ρ/(1 − ρ), ρ being the part in use (Pollaczek & Khinchine; Cohen, The Single Server
+/// Queue, 1969), so as 1/(T − t) less this part of its first value.
+const LEFT_AT_FIRST: [f32; 3] = [0.0, 0.5, 1.0];
 
 /// How a level grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +103,7 @@ impl Forecast {
 enum Growth {
     /// Everything, by one factor: what it has grown by, over its height at first.
     Factor(f32),
-    /// A wait: its logarithm today, and what it and longer ones add to p95.
+    /// A wait: its logarithm today, and the place of what it adds to the work.
     Wait(f32, usize),
 }
 
@@ -100,10 +112,12 @@ enum Growth {
 struct Course {
     curve: Curve,
     growth: Growth,
-    /// Days since it began; or (wall) from today to the wall, and from the first day to it.
-    since: f32,
+    /// Days since it began; or from today to the wall.
+    days: f32,
+    /// Days from the first to the wall.
     whole: f32,
-    less: f32,
+    /// Of [`LEFT_AT_FIRST`].
+    left_at_first: f32,
 }
 
 impl Course {
@@ -115,25 +129,24 @@ impl Course {
         let rise = rise.min(20.0);
         match (self.growth, self.curve) {
             (_, Curve::Flat) => DAYS_AHEAD_MAX,
-            (Growth::Factor(growth), Curve::Straight) => (1.0 + growth) * libm::expm1f(rise) / (growth / self.since),
-            (Growth::Factor(growth), Curve::Exponential) => rise / (libm::log1pf(growth) / self.since),
+            (Growth::Factor(growth), Curve::Straight) => (1.0 + growth) * libm::expm1f(rise) / (growth / self.days),
+            (Growth::Factor(growth), Curve::Exponential) => rise / (libm::log1pf(growth) / self.days),
             (Growth::Factor(growth), Curve::Wall) => {
                 let c = self.runs_out(growth);
-                self.since - c * self.whole / ((1.0 + growth) * libm::expf(rise) - 1.0 + c)
+                self.days - c * self.whole / ((1.0 + growth) * libm::expf(rise) - 1.0 + c)
             }
-            (Growth::Wait(now, of), curve) => {
+            (Growth::Wait(today, of), curve) => {
                 let waits = &waits[of];
-                let times = libm::expf(waits.wait_for(waits.added(now).1 + rise) - now);
-                if curve == Curve::Wall {
-                    self.since - self.whole / (times * (self.whole / self.since - self.less) + self.less)
-                } else { self.since * (times - 1.0) }
+                let times = libm::expf(waits.wait_for(waits.added(today).1 + rise) - today);
+                let less = self.left_at_first;
+                if curve == Curve::Wall { self.days - self.whole / (times * (self.whole / self.days - less) + less) } else { self.days * (times - 1.0) }
             }
         }
     }
 
-    /// The share of the first height that is as 1/(T − t), so that it has grown by `growth` today: 1 − c + c·whole/(whole − t).
+    /// The share of the first height that is as 1/(T − t), so that it has grown by `growth` today: height = 1 − c + c·whole/(whole − t).
     fn runs_out(&self, growth: f32) -> f32 {
-        growth * self.since / (self.whole - self.since)
+        growth * self.days / (self.whole - self.days)
     }
 }
 
@@ -146,7 +159,7 @@ struct Fitted {
     variance: [f32; 2],
 }
 
-/// A series of days, and what the days before each one add to the sums where no curve has begun yet.
+/// A value for each day, and what the days before each one add to the sums where no curve has begun yet.
 struct Series {
     noise: Noise,
     values: [f32; DAYS_MAX],
@@ -228,56 +241,77 @@ impl Series {
         let mut sums = Sums::default();
         for value in values.take(DAYS_MAX) {
             series.values[series.n] = value;
-            sums = series.noise.next(series.n, value - series.values[0], sums);
+            sums = series.next(series.n, 0.0, sums);
             series.n += 1;
             series.before[series.n] = sums;
         }
         series
     }
 
-    /// Weighs a shape, which is 0 before the day `first`.
-    fn weigh(&self, shape: &[f32; DAYS_MAX], first: usize) -> Seen {
-        let mut sums = self.before[first];
-        for (i, height) in shape.iter().enumerate().take(self.n).skip(first) {
-            sums = self.next(i, *height, sums);
-        }
-        self.seen(sums, if first < self.n { shape[self.n - 1] } else { 0.0 })
+    /// Takes in a day on which a shape is so high.
+    fn next(&self, day: usize, shape: f32, sums: Sums) -> Sums {
+        self.noise.next(day, self.values[day] - self.values[0] - shape, sums)
     }
 
-    /// Takes in a day that is so much higher than at first.
-    fn next(&self, day: usize, height: f32, sums: Sums) -> Sums {
-        self.noise.next(day, self.values[day] - self.values[0] - height, sums)
-    }
-
-    /// What all days say of a shape that is so high today.
+    /// What the sums over all days say of a shape that is so high today.
     #[expect(clippy::cast_precision_loss, reason = "days")]
-    fn seen(&self, sums: Sums, height: f32) -> Seen {
+    fn seen(&self, sums: Sums, shape: f32) -> Seen {
         let one_one = self.noise.one_one;
         let spread = (sums.squares - sums.with_one * sums.with_one / one_one).max(0.0) + FLEET_DAYS;
         let freedom = self.n as f32 - 1.0 + FLEET_DAYS;
         Seen {
             log_weight: -0.5 * freedom * libm::logf(spread),
-            today: self.values[0] + sums.with_one / one_one + height,
+            today: self.values[0] + sums.with_one / one_one + shape,
             variance: spread / freedom / one_one,
             of_day: spread / freedom * self.noise.of_day,
         }
     }
 }
 
+/// What a wait must explain of the heights.
+#[derive(Clone, Copy)]
+struct Heights {
+    /// Their mean over the first days: it tells how the work spreads if the wait on those days is known.
+    first: f32,
+    /// By how much that of the last days is more, and how far off this may be.
+    grown: f32,
+    off: f32,
+}
+
 struct Fit {
     levels: Series,
     heights: Series,
-    /// What the heights say of one that stays.
-    stays: Seen,
-    /// The height on the first days: it tells how the work spreads if the wait on those days is known.
-    early_height: f32,
-    /// By how much the height of the last days is more than that, and how far off this may be.
-    grown: (f32, f32),
+    stated: Heights,
     waits: Vec<Waits>,
     fitted: Vec<Fitted>,
 }
 
+/// The values of a grid.
+fn grid((first, step, count): (f32, f32, u8)) -> impl Iterator<Item = f32> + Clone {
+    (0..count).map(move |i| first * libm::expf(f32::from(i) * step))
+}
+
+/// The logarithm of the prior weight of one place of a curve's.
+#[expect(clippy::cast_precision_loss, reason = "places of a grid")]
+fn log_prior(prior: &[f32; 4], curve: Curve, places: usize) -> f32 {
+    libm::logf(prior[curve as usize] / places as f32)
+}
+
 impl Fit {
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn new(days: &[Day], sampling: f32) -> Self {
+        let n = days.len();
+        let levels = Series::new(days.iter().map(|d| d.level), Noise::new(n, 1.0, sampling));
+        let heights = Series::new(days.iter().map(|d| d.height), Noise::new(n, HEIGHT_WANDER, HEIGHT_SAMPLING * sampling));
+        let mean = |days: &[Day]| days.iter().map(|d| d.height).sum::<f32>() / days.len() as f32;
+        let first = mean(&days[..FIRST_DAYS.min(n)]);
+        // What the days scatter from one to the next, or should.
+        let scatter = days.windows(2).map(|d| (d[1].height - d[0].height) * (d[1].height - d[0].height)).sum::<f32>() / (2 * n) as f32;
+        let off = 0.02 + 3.0 * (scatter + HEIGHT_SAMPLING * sampling).sqrt();
+        let stated = Heights { first, grown: mean(&days[n - LAST_DAYS..]) - first, off };
+        Self { levels, heights, stated, waits: Vec::new(), fitted: Vec::new() }
+    }
+
     fn add(&mut self, course: Course, log_prior: f32, level: Seen, height: Seen) {
         self.fitted.push(Fitted {
             course,
@@ -287,146 +321,133 @@ impl Fit {
         });
     }
 
-    /// Courses by which everything grows by one factor, of the log height `shape` times each growth.
-    fn add_factors(&mut self, course: impl Fn(f32) -> Course, log_prior: f32, first: usize, shape: impl Fn((f32, f32), usize) -> f32, growths: &[f32]) {
-        let mut level = [0.0; DAYS_MAX];
-        for growth in growths {
-            let both = (*growth, libm::log1pf(*growth));
-            for (i, l) in level.iter_mut().enumerate().take(self.levels.n).skip(first) {
-                *l = shape(both, i);
+    /// Courses by which everything has grown by one of the factors, with `shape` of it (less 1, and its logarithm) from the day `first` on; the height stays.
+    fn add_factors(&mut self, curve: Curve, (days, whole): (f32, f32), log_prior: f32, first: usize, shape: impl Fn((f32, f32), usize) -> f32) {
+        let n = self.levels.n;
+        let stays = self.heights.seen(self.heights.before[n], 0.0);
+        for growth in grid(GROWTHS) {
+            let course = Course { curve, growth: Growth::Factor(growth), days, whole, left_at_first: 0.0 };
+            // More than all of it cannot run out.
+            if curve == Curve::Wall && course.runs_out(growth) > 1.0 {
+                break;
             }
-            self.add(course(*growth), log_prior, self.levels.weigh(&level, first), self.stays);
+            let growth = (growth, libm::log1pf(growth));
+            let (mut sums, mut today) = (self.levels.before[first], 0.0);
+            for i in first..n {
+                today = shape(growth, i);
+                sums = self.levels.next(i, today, sums);
+            }
+            self.add(course, log_prior, self.levels.seen(sums, today), stays);
         }
     }
 
-    /// Courses by which a wait grows, whose logarithm is that of today plus `shape`.
-    fn add_waits(&mut self, course: impl Fn(Growth) -> Course, log_prior: f32, first: usize, shape: &[f32; DAYS_MAX]) {
-        let early = EARLY_DAYS.min(self.levels.n);
-        let at_first = shape[..early].iter().skip(first).map(|s| libm::expf(*s)).sum::<f32>() / early as f32;
-        let at_first = libm::logf(at_first.max(1e-4));
-        let recently = shape[self.levels.n - RECENT_DAYS / 2];
-        for now in waits_today() {
-            let Some(waits) = Waits::of_height(self.early_height, now + at_first) else { break };
-            let grown = |at: f32| {
-                let (level, p95) = waits.added(at);
+    /// Courses by which a wait has grown to one of today's, of which `parts` (their logarithms) were on each day from `first` on, and none before.
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn add_waits(&mut self, course: Course, log_prior: f32, first: usize, parts: &[f32; DAYS_MAX]) {
+        let n = self.levels.n;
+        let first_days = FIRST_DAYS.min(n);
+        let part = parts[..first_days].iter().skip(first).map(|p| libm::expf(*p)).sum::<f32>() / first_days as f32;
+        let (at_first, lately) = (libm::logf(part.max(1e-4)), parts[n - LAST_DAYS / 2]);
+        for today in grid(WAITS).map(libm::logf) {
+            // With a longer one the height would be more on the first days, whatever the work.
+            let Some(waits) = Waits::of_height(self.stated.first, today + at_first) else { break };
+            let height = |wait: f32| {
+                let (level, p95) = waits.added(wait);
                 p95 - level
             };
-            // Most waits would have p95 stand elsewhere than it does.
-            if (grown(now + recently) - grown(now + at_first) - self.grown.0).abs() > self.grown.1 {
+            // With most waits p95 would not stand where it does.
+            if (height(today + lately) - height(today + at_first) - self.stated.grown).abs() > self.stated.off {
                 continue;
             }
-            let (mut levels, mut heights, mut today) = (self.levels.before[first], self.heights.before[first], (0.0, 0.0));
-            for (i, before) in shape.iter().enumerate().take(self.levels.n).skip(first) {
-                let (level, p95) = waits.added(now + before);
-                today = (level, p95 - level);
-                levels = self.levels.next(i, today.0, levels);
-                heights = self.heights.next(i, today.1, heights);
+            let (mut levels, mut heights) = (self.levels.before[first], self.heights.before[first]);
+            let (mut level, mut p95) = (0.0, 0.0);
+            for (i, part) in parts.iter().enumerate().take(n).skip(first) {
+                (level, p95) = waits.added(today + part);
+                levels = self.levels.next(i, level, levels);
+                heights = self.heights.next(i, p95 - level, heights);
             }
-            let (level, height) = (self.levels.seen(levels, today.0), self.heights.seen(heights, today.1));
-            self.add(course(Growth::Wait(now, self.waits.len())), log_prior, level, height);
+            let course = Course { growth: Growth::Wait(today, self.waits.len()), ..course };
+            self.add(course, log_prior, self.levels.seen(levels, level), self.heights.seen(heights, p95 - level));
             self.waits.push(waits);
         }
     }
+
+    /// What began on one of the days, and rises or stays.
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn add_onsets(&mut self) {
+        let last = self.levels.n as f32 - 1.0;
+        let onsets: Vec<f32> = std::iter::successors(Some(2.0_f32), |days| Some((days * 1.15).max(days + 0.5))).take_while(|days| *days < last).collect();
+        let places = onsets.len() * usize::from(GROWTHS.2);
+        let of_factor = |curve, parts| log_prior(&FACTOR_PRIOR, curve, places * parts);
+        let of_wait = |curve| log_prior(&WAIT_PRIOR, curve, onsets.len().div_ceil(WAIT_ONSETS) * usize::from(WAITS.2));
+        for (place, since) in onsets.iter().enumerate() {
+            let age = |i: usize| (i as f32 - (last - since)).max(0.0);
+            let (days, first) = ((*since, 0.0), (0..self.levels.n).find(|i| age(*i) > 0.0).unwrap_or(0));
+            let straight = |(growth, _), i| libm::log1pf(growth / since * age(i));
+            self.add_factors(Curve::Straight, days, of_factor(Curve::Straight, 1), first, straight);
+            self.add_factors(Curve::Exponential, days, of_factor(Curve::Exponential, 1), first, |(_, log), i| log / since * age(i));
+            for rose in ROSE.map(|part| part * since) {
+                let shape = |(growth, log), i| if age(i) < rose { libm::log1pf(growth * age(i) / rose) } else { log };
+                self.add_factors(Curve::Flat, days, of_factor(Curve::Flat, ROSE.len()), first, shape);
+            }
+            if place % WAIT_ONSETS == 0 {
+                let course = |curve| Course { curve, growth: Growth::Factor(0.0), days: *since, whole: 0.0, left_at_first: 0.0 };
+                let mut parts = [0.0; DAYS_MAX];
+                self.add_waits(course(Curve::Flat), of_wait(Curve::Flat), first, &parts);
+                for (i, part) in parts.iter_mut().enumerate().take(self.levels.n).skip(first) {
+                    *part = libm::logf(age(i) / since);
+                }
+                self.add_waits(course(Curve::Straight), of_wait(Curve::Straight), first, &parts);
+            }
+        }
+    }
+
+    /// What runs out.
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn add_walls(&mut self) {
+        let (curve, last) = (Curve::Wall, self.levels.n as f32 - 1.0);
+        let of_factor = log_prior(&FACTOR_PRIOR, curve, usize::from(FACTOR_WALLS.2) * usize::from(GROWTHS.2));
+        let of_wait = log_prior(&WAIT_PRIOR, curve, usize::from(WAIT_WALLS.2) * LEFT_AT_FIRST.len() * usize::from(WAITS.2));
+        for days in grid(FACTOR_WALLS) {
+            let whole = days + last;
+            // Growth over 1 is as 1/(whole − t) less its first value.
+            let part = |i: usize| i as f32 / (whole - i as f32) * days / last;
+            self.add_factors(curve, (days, whole), of_factor, 0, |(growth, _), i| libm::log1pf(growth * part(i)));
+        }
+        for days in grid(WAIT_WALLS) {
+            let whole = days + last;
+            for left_at_first in LEFT_AT_FIRST {
+                let mean = |to_wall: f32| 1.0 / to_wall - left_at_first / whole;
+                let mut parts = [0.0; DAYS_MAX];
+                for (i, part) in parts.iter_mut().enumerate().take(self.levels.n) {
+                    *part = libm::logf((mean(whole - i as f32) / mean(days)).max(1e-4));
+                }
+                let course = Course { curve, growth: Growth::Factor(0.0), days, whole, left_at_first };
+                self.add_waits(course, of_wait, 0, &parts);
+            }
+        }
+    }
 }
 
-/// Logarithms of waits, in medians of the work: from 4 % of it to five times.
-fn waits_today() -> impl Iterator<Item = f32> {
-    (0_u8..WAITS_TODAY).map(|i| 0.3 * f32::from(i) - 3.2)
-}
-
-const WAITS_TODAY: u8 = 17;
-
-/// Forecasts from days (the oldest first, the newest the one that ends now) when p95 meets `limit`, a log level; `variance` is that of one request's log
-/// duration, `requests` the usual number in a day.
+/// Forecasts from days (the oldest first, the newest the one that ends now) when p95 meets `limit`, a log level. `sampling` is the variance that the number of
+/// requests leaves in the level of a day.
 #[must_use]
-#[expect(clippy::cast_precision_loss, reason = "days")]
-pub fn forecast(days: &[Day], limit: f32, variance: f32, requests: f32) -> Option<Forecast> {
+pub fn forecast(days: &[Day], limit: f32, sampling: f32) -> Option<Forecast> {
     let days = days.get(days.len().saturating_sub(DAYS_MAX)..)?;
-    let n = days.len();
-    if n < DAYS_MIN {
+    if days.len() < DAYS_MIN {
         return None;
     }
-    let last = n as f32 - 1.0;
-    let sampling = variance / requests.max(1.0);
-    let levels = Series::new(days.iter().map(|d| d.level), Noise::new(n, 1.0, sampling));
-    let heights = Series::new(days.iter().map(|d| d.height), Noise::new(n, HEIGHT_WANDER, HEIGHT_VARIANCE * sampling));
-    let stays = heights.weigh(&[0.0; DAYS_MAX], n);
-    let early = days.iter().take(EARLY_DAYS);
-    let early_height = early.clone().map(|d| d.height).sum::<f32>() / early.len() as f32;
-    let recent = &days[n - RECENT_DAYS..];
-    let rough = days.windows(2).map(|d| (d[1].height - d[0].height) * (d[1].height - d[0].height)).sum::<f32>() / (2.0 * last);
-    let grown = (recent.iter().map(|d| d.height).sum::<f32>() / RECENT_DAYS as f32 - early_height, 0.02 + 3.0 * (rough + HEIGHT_VARIANCE * sampling).sqrt());
-    let mut fit = Fit { levels, heights, stays, early_height, grown, waits: Vec::new(), fitted: Vec::new() };
-    let growths: Vec<f32> = (0..18).map(|i| 0.06 * libm::expf(i as f32 * 0.24)).collect();
-    let mut onset = 2.0_f32;
-    let mut onsets = Vec::new();
-    while onset < last {
-        onsets.push(onset);
-        onset = (onset * 1.15).max(onset + 0.5);
-    }
-    let per = |[of_factor, of_wait]: [f32; 2], times: usize| {
-        let places = times as f32;
-        (libm::logf(of_factor / (places * growths.len() as f32)), libm::logf(of_wait / (places * f32::from(WAITS_TODAY))))
-    };
-    let prior = |curve: Curve| PRIOR.map(|of| of[curve as usize]);
-    for (place, since) in onsets.iter().enumerate() {
-        let (since, times) = (*since, onsets.len());
-        let age = |i: usize| (i as f32 - (last - since)).max(0.0);
-        let first = (0..n).find(|i| age(*i) > 0.0).unwrap_or(0);
-        let course = |curve| move |growth| Course { curve, growth, since, whole: 0.0, less: 0.0 };
-        let of_factor = |curve| move |growth| course(curve)(Growth::Factor(growth));
-        let (by_factor, _) = per(prior(Curve::Straight), times);
-        fit.add_factors(of_factor(Curve::Straight), by_factor, first, |(growth, _), i| libm::log1pf(growth / since * age(i)), &growths);
-        let (by_factor, _) = per(prior(Curve::Exponential), times);
-        fit.add_factors(of_factor(Curve::Exponential), by_factor, first, |(_, log), i| log / since * age(i), &growths);
-        for rose in ROSE {
-            let (by_factor, _) = per(prior(Curve::Flat), times * ROSE.len());
-            let height = |(growth, log): (f32, f32), i: usize| if age(i) < rose * since { libm::log1pf(growth * age(i) / (rose * since)) } else { log };
-            fit.add_factors(of_factor(Curve::Flat), by_factor, first, height, &growths);
-        }
-        // Of waits a third of the onsets are enough.
-        if place % 3 == 0 {
-            let mut shape = [0.0; DAYS_MAX];
-            let times = times.div_ceil(3);
-            let (_, by_wait) = per(prior(Curve::Flat), times);
-            fit.add_waits(course(Curve::Flat), by_wait, first, &shape);
-            for (i, s) in shape.iter_mut().enumerate().take(n).skip(first) {
-                *s = libm::logf(age(i) / since);
-            }
-            let (_, by_wait) = per(prior(Curve::Straight), times);
-            fit.add_waits(course(Curve::Straight), by_wait, first, &shape);
-        }
-    }
-    let walls = |n: u8, step: f32| (0..n).map(move |i| 1.5 * libm::expf(f32::from(i) * step));
-    let course = |left: f32, less| move |growth| Course { curve: Curve::Wall, growth, since: left, whole: left + last, less };
-    for left in walls(18, 0.26) {
-        let course = course(left, 0.0);
-        // More than all of it cannot run out.
-        let possible: Vec<f32> = growths.iter().copied().filter(|growth| course(Growth::Factor(*growth)).runs_out(*growth) <= 1.0).collect();
-        let height = |(growth, _): (f32, f32), i: usize| {
-            let c = course(Growth::Factor(growth)).runs_out(growth);
-            libm::logf(1.0 - c + c * (left + last) / (left + last - i as f32))
-        };
-        fit.add_factors(|growth| course(Growth::Factor(growth)), per(prior(Curve::Wall), 18).0, 0, height, &possible);
-    }
-    for left in walls(12, 0.4) {
-        for less in LESS {
-            let mean = |to_wall: f32| 1.0 / to_wall - less / (left + last);
-            let mut shape = [0.0; DAYS_MAX];
-            for (i, s) in shape.iter_mut().enumerate().take(n) {
-                *s = libm::logf((mean(left + last - i as f32) / mean(left)).max(1e-4));
-            }
-            fit.add_waits(course(left, less), per(prior(Curve::Wall), 12 * LESS.len()).1, 0, &shape);
-        }
-    }
-    summarize(&fit.fitted, limit, &fit.waits)
+    let mut fit = Fit::new(days, sampling);
+    fit.add_onsets();
+    fit.add_walls();
+    summarize(&fit, limit)
 }
 
-fn summarize(fitted: &[Fitted], limit: f32, waits: &[Waits]) -> Option<Forecast> {
-    let highest = fitted.iter().map(|f| f.log_weight).fold(f32::MIN, f32::max);
+fn summarize(fit: &Fit, limit: f32) -> Option<Forecast> {
+    let highest = fit.fitted.iter().map(|f| f.log_weight).fold(f32::MIN, f32::max);
     let mut support = [0.0_f32; 4];
     let (mut trend, mut seen) = (Vec::new(), Vec::new());
-    for f in fitted {
+    for f in &fit.fitted {
         // A thousand of these are not a hundredth of the best.
         if f.log_weight < highest - 11.5 {
             continue;
@@ -437,7 +458,7 @@ fn summarize(fitted: &[Fitted], limit: f32, waits: &[Waits]) -> Option<Forecast>
         for (points, variance) in [(&mut trend, level), (&mut seen, level + wander)] {
             // Three points stand for the uncertainty of a level (Gauss-Hermite).
             for (offset, share) in [(-1.732, 1.0 / 6.0), (0.0, 2.0 / 3.0), (1.732, 1.0 / 6.0)] {
-                let breach = f.course.time_to(limit - f.today - offset * variance.sqrt(), waits).min(DAYS_AHEAD_MAX);
+                let breach = f.course.time_to(limit - f.today - offset * variance.sqrt(), &fit.waits).min(DAYS_AHEAD_MAX);
                 points.push(Point { breach, weight: weight * share });
             }
         }
@@ -469,23 +490,83 @@ fn middle(mut points: Vec<Point>, total: f32) -> Option<(f32, f32, f32)> {
 mod tests {
     use super::*;
 
-    fn levels(height: impl Fn(f32) -> f32) -> Vec<f32> {
-        (0..40_u8).map(|day| libm::logf(height(f32::from(day))) + 0.004 * (f32::from(day % 5) - 2.0)).collect()
+    /// Forty days on which everything is so high.
+    fn days(height: impl Fn(f32) -> f32) -> Vec<Day> {
+        let noise = |day: u8| 0.004 * (f32::from(day % 5) - 2.0);
+        (0..40_u8).map(|day| Day { level: libm::logf(height(f32::from(day))) + noise(day), height: 0.8 - noise(day) / 2.0 }).collect()
+    }
+
+    /// p95 is 0.8 over the level.
+    fn limit(height: f32) -> f32 {
+        libm::logf(height) + 0.8
     }
 
     /// 1 + 0.05·(day − 20) reaches 3 on day 60, which is 20.5 days after the end of day 39.
     #[test]
     fn a_straight_rise_is_carried_on_straight() {
-        let f = forecast(&levels(|day| 1.0 + 0.05 * (day - 20.0).max(0.0)), libm::logf(3.0), 0.0).unwrap();
+        let f = forecast(&days(|day| 1.0 + 0.05 * (day - 20.0).max(0.0)), limit(3.0), 0.0).unwrap();
         assert!(f.from <= 20.5 && f.to >= 20.5 && (f.days - 20.5).abs() < 4.0, "{f:?}");
     }
 
     /// 40/(50 − day) reaches 20 on day 48: a straight line would say months.
     #[test]
     fn what_runs_out_is_seen_to_bend() {
-        let f = forecast(&levels(|day| 0.2 + 40.0 / (50.0 - day)), libm::logf(20.0), 0.0).unwrap();
+        let f = forecast(&days(|day| 0.2 + 40.0 / (50.0 - day)), limit(20.0), 0.0).unwrap();
         assert_eq!(f.curve, Curve::Wall);
         assert!((f.days - 8.4).abs() < 2.0 && f.has_date(), "{f:?}");
+    }
+
+    /// Level and p95 of lognormal work and a wait for one of a number of things, of which a part is in use: none with chance 1 − ρ, else exponential with mean
+    /// 1/(1 − ρ) (Cohen 1969: M/M/1). By sums over 200 × 100 parts of both, not by the table.
+    fn with_wait(in_use: f32, wait: f32) -> Day {
+        let (mut all, mut level) = (Vec::new(), 0.0);
+        for z in (-99..=99_i8).map(|z| f32::from(z) / 25.0) {
+            let share = libm::expf(-0.5 * z * z) / 25.0 / 2.506_628;
+            for part in (0..100_u8).map(|part| (f32::from(part) + 0.5) / 100.0) {
+                let waits = -libm::logf(part) * wait / (1.0 - in_use);
+                let work = libm::expf(0.35 * z);
+                for (x, share) in [(work + waits, share * in_use / 100.0), (work, share * (1.0 - in_use) / 100.0)] {
+                    let x = libm::logf(x);
+                    level += x * share;
+                    all.push((x, share));
+                }
+            }
+        }
+        all.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+        let mut beyond = 0.0;
+        let p95 = all.iter().find(|(_, share)| {
+            beyond += share;
+            beyond >= 0.05
+        });
+        Day { level, height: p95.unwrap().0 - level }
+    }
+
+    /// Orders draw ids until one is free; the ids run out at the end of day 44. The wander of the level is as large as the rise of a week: the height tells the day.
+    #[test]
+    fn a_wait_for_what_runs_out_tells_its_day_in_spite_of_the_wander() {
+        let at = |day: f32| with_wait(0.35 + 0.65 * day / 44.5, 0.14);
+        let breach = 31.0 + 7.5;
+        let limit = at(breach);
+        let days: Vec<Day> = (0..32_u8)
+            .map(|day| {
+                let Day { level, height } = at(f32::from(day));
+                Day { level: level + 0.06 * libm::sinf(f32::from(day) * 0.8), height: height + 0.01 * libm::sinf(f32::from(day) * 2.5) }
+            })
+            .collect();
+        let f = forecast(&days, limit.level + limit.height, 1e-4).unwrap();
+        assert_eq!(f.curve, Curve::Wall);
+        assert!((f.days - 7.0).abs() < 2.0 && f.from < 7.0 && f.to > 7.0 && f.to < 14.0, "{f:?}");
+        // With a height that stays the same rise of the level is not known to be one.
+        let without: Vec<Day> = days.iter().map(|d| Day { level: d.level, height: days[0].height }).collect();
+        assert!(forecast(&without, limit.level + days[0].height, 1e-4).is_none_or(|f| !f.has_date()));
+    }
+
+    #[test]
+    fn what_rose_and_stays_has_no_date() {
+        for (from, to) in [(20.0, 20.5), (14.0, 26.0), (10.0, 30.0)] {
+            let f = forecast(&days(|day| 1.0 + 0.5 * ((day - from) / (to - from)).clamp(0.0, 1.0)), limit(2.0), 0.0);
+            assert!(f.is_none_or(|f| !f.has_date()), "{from} {to} {f:?}");
+        }
     }
 
     /// The sums of the innovations are those of generalised least squares (Aitken 1935) with the whole matrix of covariances, by its Cholesky factor.
@@ -503,7 +584,7 @@ mod tests {
                     factor[i][j] = if i == j { (covariance(i, i) - known).sqrt() } else { (covariance(i, j) - known) / factor[j][j] };
                 }
             }
-            let noise = Noise::new(N, sampling);
+            let noise = Noise::new(N, 1.0, sampling);
             let level = |i: usize| ((i * 37) % 11) as f32 / 100.0;
             let (mut white, mut one, mut sums) = ([0.0_f32; N], [0.0_f32; N], Sums::default());
             for i in 0..N {
@@ -527,21 +608,22 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (f32::from(u16::try_from(state >> 48).unwrap()) + 0.5) / 65_536.0
         };
-        let noise = Noise::new(40, 0.002);
+        let noise = Noise::new(40, 1.0, 0.002);
         let (mut inside, mut all) = (0, 0);
         for _ in 0..200 {
             let (growth, since, further) = (0.06 * 58.0_f32.powf(unit()), 2.0 * 18.0_f32.powf(unit()), 0.2 + unit());
-            let course = Course { curve: Curve::Straight, growth, rate: growth / since, wall: (0.0, 0.0) };
+            let course = Course { curve: Curve::Straight, growth: Growth::Factor(growth), days: since, whole: 0.0, left_at_first: 0.0 };
             // A sum of twelve uniforms is as good as normal here.
             let mut normal = || (0..12).map(|_| unit()).sum::<f32>() - 6.0;
-            let (mut levels, mut foretold) = (Vec::new(), 0.0);
+            let (mut days, mut foretold) = (Vec::new(), 0.0);
             for (age, (gain, inverse)) in (0_u8..40).map(|day| (f32::from(day) - 39.0 + since).max(0.0)).zip(noise.days) {
                 let surprise = normal() / inverse;
-                levels.push(libm::log1pf(course.rate * age) + foretold + surprise);
+                // The height has a quarter of such a wander, and more sampling: as if it were white.
+                days.push(Day { level: libm::log1pf(growth / since * age) + foretold + surprise, height: 0.8 + 0.08 * normal() });
                 foretold = noise.keeps * foretold + gain * surprise;
             }
-            let breach = (course.time_to(further - normal() * noise.of_day.sqrt()) - 0.5).clamp(0.0, DAYS_AHEAD_MAX - 0.5);
-            if let Some(f) = forecast(&levels, libm::log1pf(growth) + further, 0.002) {
+            let breach = (course.time_to(further - normal() * noise.of_day.sqrt(), &[]) - 0.5).clamp(0.0, DAYS_AHEAD_MAX - 0.5);
+            if let Some(f) = forecast(&days, libm::log1pf(growth) + further + 0.8, 0.002) {
                 all += 1;
                 inside += usize::from((f.from..=f.to).contains(&breach));
             }
@@ -551,6 +633,6 @@ mod tests {
 
     #[test]
     fn what_stays_has_no_date() {
-        assert!(forecast(&levels(|_| 1.0), libm::logf(2.0), 0.0).is_none_or(|f| !f.has_date()));
+        assert!(forecast(&days(|_| 1.0), limit(2.0), 0.0).is_none_or(|f| !f.has_date()));
     }
 }

@@ -342,7 +342,7 @@ impl Memory {
         }
         let limit = libm::logf(limit_ms * 1000.0) - reference.median - reference.p95_offset;
         let (_, requests) = daily_means(&self.blocks, 0);
-        forecast::forecast(&self.days(), limit, reference.variance, requests)
+        forecast::forecast(&self.days(), limit, reference.variance / requests.max(1.0))
     }
 
     /// The slope of the days since an onset, and on how many of them the level rose.

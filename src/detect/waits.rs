@@ -83,7 +83,7 @@ impl Waits {
             place += 1;
             below = height_at(place);
         }
-        let part = ((height - below) / (height_at(place + 1) - below)).clamp(0.0, 1.0);
+        let part = ((height - below) / (height_at(place + 1) - below).max(1e-6)).clamp(0.0, 1.0);
         let between = |a: &[f32; WAITS], b: &[f32; WAITS]| std::array::from_fn(|i| a[i] + part * (b[i] - a[i]));
         let (a, b) = (&tables[place], &tables[place + 1]);
         Some(Self { level: between(&a.level, &b.level), p95: between(&a.p95, &b.p95) })
@@ -116,5 +116,40 @@ impl Waits {
         }
         let part = (p95 - self.p95[at - 1]) / (self.p95[at] - self.p95[at - 1]);
         FIRST + STEP * ((at - 1) as f32 + part)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The mean of log(1 + s·E), E exponential, is e^(1/s)·E₁(1/s) (Abramowitz & Stegun 1964, 5.1.1, and table 5.1); p95 of a long wait is that of the exponential
+    /// distribution, ln 20 times its mean.
+    #[test]
+    fn a_wait_adds_what_an_exponential_one_adds_to_a_constant() {
+        let nearly_constant = tables()[0];
+        for (wait, exact) in [(0.5, 0.361_33), (1.0, 0.596_35), (2.0, 0.922_91)] {
+            let (level, _) = nearly_constant.added(libm::logf(wait));
+            assert!((level - exact).abs() < 0.01, "{wait}: {level}");
+        }
+        for wait in [50.0, 5000.0_f32] {
+            let (_, p95) = nearly_constant.added(libm::logf(wait));
+            assert!((p95 + Z95 * SD_FIRST - libm::logf(1.0 + wait * 2.995_73)).abs() < 0.02, "{wait}: {p95}");
+        }
+    }
+
+    #[test]
+    fn the_work_follows_from_the_height_at_a_wait_and_the_wait_from_what_it_adds() {
+        for (place, wait) in [(3, -3.0), (7, -1.0), (9, 0.7)] {
+            let work = tables()[place];
+            let (level, p95) = work.added(wait);
+            let found = Waits::of_height(Z95 * sd_at(place) + p95 - level, wait).unwrap();
+            for longer in [wait, wait + 1.3, 8.0] {
+                let (was, is) = (work.added(longer), found.added(longer));
+                assert!((was.0 - is.0).abs() < 1e-3 && (was.1 - is.1).abs() < 1e-3, "{was:?} {is:?}");
+                assert!((work.wait_for(was.1) - longer).abs() < 1e-3, "{longer}");
+            }
+        }
+        assert!(Waits::of_height(0.3, 1.0).is_none(), "with so long a wait p95 stands higher");
     }
 }
