@@ -36,9 +36,10 @@ const FACTOR_PRIOR: [f32; 4] = [0.42, 0.07, 0.14, 0.07];
 /// And where a wait grows: what runs out makes it a wall.
 const WAIT_PRIOR: [f32; 4] = [0.10, 0.0, 0.15, 0.05];
 
-/// Factors on the grid, less 1, and mean waits of today: the first, the logarithm of the step and how many. Waits are in medians of the work.
+/// Factors on the grid, less 1: the first, the logarithm of the step and how many.
 const GROWTHS: (f32, f32, u8) = (0.06, 0.24, 18);
-const WAITS: (f32, f32, u8) = (0.04, 0.3, 17);
+/// Mean waits of today, in medians of the work: the logarithm of the first, the step and how many.
+const WAITS: (f32, f32, u8) = (-3.2, 0.3, 17);
 /// Days to the wall: likewise.
 const FACTOR_WALLS: (f32, f32, u8) = (1.5, 0.26, 18);
 const WAIT_WALLS: (f32, f32, u8) = (1.5, 0.4, 12);
@@ -282,6 +283,8 @@ struct Fit {
     levels: Series,
     heights: Series,
     stated: Heights,
+    /// What levels grow by: factors less 1, and their logarithms.
+    growths: Vec<(f32, f32)>,
     waits: Vec<Waits>,
     fitted: Vec<Fitted>,
 }
@@ -309,7 +312,8 @@ impl Fit {
         let scatter = days.windows(2).map(|d| (d[1].height - d[0].height) * (d[1].height - d[0].height)).sum::<f32>() / (2 * n) as f32;
         let off = 0.02 + 3.0 * (scatter + HEIGHT_SAMPLING * sampling).sqrt();
         let stated = Heights { first, grown: mean(&days[n - LAST_DAYS..]) - first, off };
-        Self { levels, heights, stated, waits: Vec::new(), fitted: Vec::new() }
+        let growths = grid(GROWTHS).map(|growth| (growth, libm::log1pf(growth))).collect();
+        Self { levels, heights, stated, growths, waits: Vec::new(), fitted: Vec::new() }
     }
 
     fn add(&mut self, course: Course, log_prior: f32, level: Seen, height: Seen) {
@@ -325,13 +329,13 @@ impl Fit {
     fn add_factors(&mut self, curve: Curve, (days, whole): (f32, f32), log_prior: f32, first: usize, shape: impl Fn((f32, f32), usize) -> f32) {
         let n = self.levels.n;
         let stays = self.heights.seen(self.heights.before[n], 0.0);
-        for growth in grid(GROWTHS) {
-            let course = Course { curve, growth: Growth::Factor(growth), days, whole, left_at_first: 0.0 };
+        for place in 0..self.growths.len() {
+            let growth = self.growths[place];
+            let course = Course { curve, growth: Growth::Factor(growth.0), days, whole, left_at_first: 0.0 };
             // More than all of it cannot run out.
-            if curve == Curve::Wall && course.runs_out(growth) > 1.0 {
+            if curve == Curve::Wall && course.runs_out(growth.0) > 1.0 {
                 break;
             }
-            let growth = (growth, libm::log1pf(growth));
             let (mut sums, mut today) = (self.levels.before[first], 0.0);
             for i in first..n {
                 today = shape(growth, i);
@@ -348,7 +352,7 @@ impl Fit {
         let first_days = FIRST_DAYS.min(n);
         let part = parts[..first_days].iter().skip(first).map(|p| libm::expf(*p)).sum::<f32>() / first_days as f32;
         let (at_first, lately) = (libm::logf(part.max(1e-4)), parts[n - LAST_DAYS / 2]);
-        for today in grid(WAITS).map(libm::logf) {
+        for today in (0..WAITS.2).map(|i| WAITS.0 + WAITS.1 * f32::from(i)) {
             // With a longer one the height would be more on the first days, whatever the work.
             let Some(waits) = Waits::of_height(self.stated.first, today + at_first) else { break };
             let height = |wait: f32| {

@@ -68,7 +68,6 @@ impl Waits {
 
     /// Those of the work with which p95 stands so high over the level at a wait, given by its logarithm; `None` where it would be higher with any.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "a place in the table")]
     pub fn of_height(height: f32, log_wait: f32) -> Option<Self> {
         let tables = tables();
         let height_at = |place: usize| {
