@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fast;
 use super::slow::DAYS_MAX;
-use super::waits::Waits;
+use super::waits::{Waits, Work};
 
 /// Fewer days are no forecast.
 const DAYS_MIN: usize = 10;
@@ -39,7 +39,7 @@ const WAIT_PRIOR: [f32; 4] = [0.10, 0.0, 0.15, 0.05];
 /// Factors on the grid, less 1: the first, the logarithm of the step and how many.
 const GROWTHS: (f32, f32, u8) = (0.06, 0.24, 18);
 /// Mean waits of today, in medians of the work: the logarithm of the first, the step and how many.
-const WAITS: (f32, f32, u8) = (-3.2, 0.3, 17);
+const WAITS: (f32, f32, u8) = (-3.2, 0.2, 26);
 /// Days to the wall: likewise.
 const FACTOR_WALLS: (f32, f32, u8) = (1.5, 0.26, 18);
 const WAIT_WALLS: (f32, f32, u8) = (1.5, 0.4, 12);
@@ -310,7 +310,7 @@ impl Fit {
         let first = mean(&days[..FIRST_DAYS.min(n)]);
         // What the days scatter from one to the next, or should.
         let scatter = days.windows(2).map(|d| (d[1].height - d[0].height) * (d[1].height - d[0].height)).sum::<f32>() / (2 * n) as f32;
-        let off = 0.02 + 3.0 * (scatter + HEIGHT_SAMPLING * sampling).sqrt();
+        let off = 0.02 + 2.0 * (scatter + HEIGHT_SAMPLING * sampling).sqrt();
         let stated = Heights { first, grown: mean(&days[n - LAST_DAYS..]) - first, off };
         let growths = grid(GROWTHS).map(|growth| (growth, libm::log1pf(growth))).collect();
         Self { levels, heights, stated, growths, waits: Vec::new(), fitted: Vec::new() }
@@ -354,15 +354,12 @@ impl Fit {
         let (at_first, lately) = (libm::logf(part.max(1e-4)), parts[n - LAST_DAYS / 2]);
         for today in (0..WAITS.2).map(|i| WAITS.0 + WAITS.1 * f32::from(i)) {
             // With a longer one the height would be more on the first days, whatever the work.
-            let Some(waits) = Waits::of_height(self.stated.first, today + at_first) else { break };
-            let height = |wait: f32| {
-                let (level, p95) = waits.added(wait);
-                p95 - level
-            };
+            let Some(work) = Work::of_height(self.stated.first, today + at_first) else { break };
             // With most waits p95 would not stand where it does.
-            if (height(today + lately) - height(today + at_first) - self.stated.grown).abs() > self.stated.off {
+            if (work.height_added(today + lately) - work.height_added(today + at_first) - self.stated.grown).abs() > self.stated.off {
                 continue;
             }
+            let waits = work.waits();
             let (mut levels, mut heights) = (self.levels.before[first], self.heights.before[first]);
             let (mut level, mut p95) = (0.0, 0.0);
             for (i, part) in parts.iter().enumerate().take(n).skip(first) {

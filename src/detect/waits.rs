@@ -21,9 +21,56 @@ const SDS: usize = 14;
 /// p95 of the standard normal distribution.
 const Z95: f32 = 1.644_854;
 
+/// How work spreads: a place in the table, and the part of the way to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    place: usize,
+    part: f32,
+}
+
+impl Work {
+    /// That with which p95 stands so high over the level at a wait, given by its logarithm; `None` where it would be higher with any.
+    #[must_use]
+    pub fn of_height(height: f32, log_wait: f32) -> Option<Self> {
+        let tables = tables();
+        let height_at = |place: usize| tables[place].height + tables[place].height_added(log_wait);
+        let (mut place, mut below) = (0, height_at(0));
+        if height < below {
+            return None;
+        }
+        let mut above = height_at(1);
+        while above < height && place + 2 < SDS {
+            place += 1;
+            (below, above) = (above, height_at(place + 1));
+        }
+        Some(Self { place, part: ((height - below) / (above - below).max(1e-6)).clamp(0.0, 1.0) })
+    }
+
+    fn between(self, a: f32, b: f32) -> f32 {
+        a + self.part * (b - a)
+    }
+
+    /// What a wait adds to the height of p95 over the level.
+    #[must_use]
+    pub fn height_added(self, log_wait: f32) -> f32 {
+        let tables = tables();
+        self.between(tables[self.place].height_added(log_wait), tables[self.place + 1].height_added(log_wait))
+    }
+
+    /// What waits add to it.
+    #[must_use]
+    pub fn waits(self) -> Waits {
+        let (a, b) = (&tables()[self.place], &tables()[self.place + 1]);
+        let between = |a: &[f32; WAITS], b: &[f32; WAITS]| std::array::from_fn(|i| self.between(a[i], b[i]));
+        Waits { height: self.between(a.height, b.height), level: between(&a.level, &b.level), p95: between(&a.p95, &b.p95) }
+    }
+}
+
 /// What waits add to the log level of work of one spread.
 #[derive(Clone, Copy, Debug)]
 pub struct Waits {
+    /// How high p95 stands over it without.
+    height: f32,
     /// To its mean.
     level: [f32; WAITS],
     /// To its p95.
@@ -57,35 +104,14 @@ impl Waits {
         // The mean of log(1 + wait/work), by the quantiles of the exponential distribution.
         let parts: Vec<f64> = (0..32).map(|i| -libm::log((f64::from(i) + 0.5) / 32.0)).collect();
         let mean = |wait: f64| work.iter().map(|(w, share)| share * parts.iter().map(|p| libm::log1p(wait * p / w)).sum::<f64>() / 32.0).sum::<f64>();
-        let mut table = Self { level: [0.0; WAITS], p95: [0.0; WAITS] };
+        #[expect(clippy::cast_possible_truncation, reason = "a log level")]
+        let mut table = Self { height: Z95 * sd as f32, level: [0.0; WAITS], p95: [0.0; WAITS] };
         let waits = (0_u8..).map(|i| libm::exp(f64::from(FIRST) + f64::from(STEP) * f64::from(i)));
         #[expect(clippy::cast_possible_truncation, reason = "a log level")]
         for ((level, p95), wait) in table.level.iter_mut().zip(&mut table.p95).zip(waits) {
             (*level, *p95) = (mean(wait) as f32, (quantile(wait) - f64::from(Z95) * sd) as f32);
         }
         table
-    }
-
-    /// Those of the work with which p95 stands so high over the level at a wait, given by its logarithm; `None` where it would be higher with any.
-    #[must_use]
-    pub fn of_height(height: f32, log_wait: f32) -> Option<Self> {
-        let tables = tables();
-        let height_at = |place: usize| {
-            let (level, p95) = tables[place].added(log_wait);
-            Z95 * sd_at(place) + p95 - level
-        };
-        let (mut place, mut below) = (0, height_at(0));
-        if height < below {
-            return None;
-        }
-        while place + 2 < SDS && height_at(place + 1) < height {
-            place += 1;
-            below = height_at(place);
-        }
-        let part = ((height - below) / (height_at(place + 1) - below).max(1e-6)).clamp(0.0, 1.0);
-        let between = |a: &[f32; WAITS], b: &[f32; WAITS]| std::array::from_fn(|i| a[i] + part * (b[i] - a[i]));
-        let (a, b) = (&tables[place], &tables[place + 1]);
-        Some(Self { level: between(&a.level, &b.level), p95: between(&a.p95, &b.p95) })
     }
 
     /// What a wait, by its logarithm, adds to the mean log duration and to p95. The shortest stand for all that are shorter; beyond the longest, durations grow as
@@ -100,6 +126,12 @@ impl Waits {
         let more = (part - 1.0).max(0.0);
         let of = |table: &[f32; WAITS]| table[at] + (part - more) * (table[at + 1] - table[at]) + more * STEP;
         (of(&self.level), of(&self.p95))
+    }
+
+    /// What it adds to the height of p95 over the mean.
+    fn height_added(&self, log_wait: f32) -> f32 {
+        let (level, p95) = self.added(log_wait);
+        p95 - level
     }
 
     /// The logarithm of the wait that adds so much to p95.
@@ -142,13 +174,13 @@ mod tests {
         for (place, wait) in [(3, -3.0), (7, -1.0), (9, 0.7)] {
             let work = tables()[place];
             let (level, p95) = work.added(wait);
-            let found = Waits::of_height(Z95 * sd_at(place) + p95 - level, wait).unwrap();
+            let found = Work::of_height(Z95 * sd_at(place) + p95 - level, wait).unwrap().waits();
             for longer in [wait, wait + 1.3, 8.0] {
                 let (was, is) = (work.added(longer), found.added(longer));
                 assert!((was.0 - is.0).abs() < 1e-3 && (was.1 - is.1).abs() < 1e-3, "{was:?} {is:?}");
                 assert!((work.wait_for(was.1) - longer).abs() < 1e-3, "{longer}");
             }
         }
-        assert!(Waits::of_height(0.3, 1.0).is_none(), "with so long a wait p95 stands higher");
+        assert!(Work::of_height(0.3, 1.0).is_none(), "with so long a wait p95 stands higher");
     }
 }
