@@ -43,7 +43,7 @@ const WAITS: (f32, f32, u8) = (-3.2, 0.2, 26);
 /// Days to the wall: likewise.
 const FACTOR_WALLS: (f32, f32, u8) = (1.5, 0.26, 18);
 const WAIT_WALLS: (f32, f32, u8) = (1.5, 0.4, 12);
-/// Waits tell more days apart than factors do, so every third onset is enough.
+/// Every third of the onsets is enough for waits: that they grow straight, or stay, is seldom what the heights say.
 const WAIT_ONSETS: usize = 3;
 /// For which part of the time since its onset a level rose that stays now: at once, or straight for so long.
 const ROSE: [f32; 3] = [0.0, 0.33, 0.67];
