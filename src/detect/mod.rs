@@ -21,6 +21,7 @@ mod together;
 mod told;
 pub mod traffic;
 pub mod trend;
+pub mod waits;
 pub mod watch;
 
 use serde::{Deserialize, Serialize};
@@ -340,9 +341,8 @@ impl Memory {
             return None;
         }
         let limit = libm::logf(limit_ms * 1000.0) - reference.median - reference.p95_offset;
-        let p95s = self.daily_p95s();
         let (_, requests) = daily_means(&self.blocks, 0);
-        forecast::forecast(&p95s, limit, 4.4 * reference.variance / requests.max(1.0))
+        forecast::forecast(&self.days(), limit, reference.variance / requests.max(1.0))
     }
 
     /// The slope of the days since an onset, and on how many of them the level rose.
@@ -379,11 +379,16 @@ impl Memory {
     }
 
     fn daily_p95s(&self) -> Vec<f32> {
-        let days = self.blocks.len() / DAY_BLOCKS;
-        let mut levels = Vec::with_capacity(days);
-        levels.extend((0..days).filter_map(|day| Some(self.p95.back(day * DAY_BLOCKS)?.get()? + self.day_mean(day))));
-        levels.reverse();
-        levels
+        self.days().into_iter().map(|day| day.level + day.height).collect()
+    }
+
+    /// Days that have a p95, the oldest first.
+    fn days(&self) -> Vec<forecast::Day> {
+        let count = self.blocks.len() / DAY_BLOCKS;
+        let mut days = Vec::with_capacity(count);
+        days.extend((0..count).filter_map(|day| Some(forecast::Day { height: self.p95.back(day * DAY_BLOCKS)?.get()?, level: self.day_mean(day) })));
+        days.reverse();
+        days
     }
 }
 
