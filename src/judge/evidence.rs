@@ -123,6 +123,10 @@ pub fn binomial_tail(k: u64, n: u64, p: f64) -> f64 {
     }
     #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
     let (a, b) = (k as f64, (n - k + 1) as f64);
+    if k == n {
+        // Exactly p for one of one: at a budget of α that is not less than α, however the fraction is rounded.
+        return libm::pow(p, a);
+    }
     incomplete_beta(a, b, p)
 }
 
@@ -215,6 +219,16 @@ mod tests {
                     assert_eq!(fewness.is_sure(bad, n), binomial_at_most(bad, n, p) < 0.05, "{bad} of {n} at {p}");
                 }
             }
+        }
+    }
+
+    /// At 95 % the first request of all is bad with a chance of 0.05, which is not less than 0.05: nothing is said of it.
+    #[test]
+    fn one_bad_of_one_may_be_luck_where_the_budget_is_alpha() {
+        for p in [0.001, 0.01, 0.05, 0.1, 0.3] {
+            assert_eq!(binomial_tail(1, 1, p).to_bits(), p.to_bits());
+            let mut turns = Turns::default();
+            assert!(!turns.luck(p, p).is_excluded(1, 1) && turns.luck(p, p).is_excluded(2, 2));
         }
     }
 

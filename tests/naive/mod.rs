@@ -105,6 +105,9 @@ thread_local! {
 
 /// P(X ≥ k | n, p), term by term; each is computed once.
 fn tail(k: u64, n: u64, p: f64) -> f64 {
+    if k == n && n == 1 {
+        return p;
+    }
     let key = (k, n, p.to_bits());
     if let Some(known) = TAILS.with_borrow(|t| t.get(&key).copied()) {
         return known;
