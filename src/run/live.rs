@@ -1,7 +1,7 @@
 //! The live engine: one thread that owns the machine and the log. It commits batches in groups, answers when they are on disk, judges slots when their time has
 //! come, and lets others look in between. Nothing else changes anything, so nothing needs a lock.
 //!
-//! Groups form by themselves: while one is being synced the next gathers; two commits are at least 2.5 ms apart. A frame is written and synced, then answered, then taken in: what
+//! Groups form by themselves: while one is being synced the next gathers; two commits are at least 2 ms apart. A frame is written and synced, then answered, then taken in: what
 //! finds no room on the disk has not happened.
 
 use std::collections::{HashSet, VecDeque};
@@ -37,7 +37,7 @@ use crate::machine::{Delta, Machine};
 use crate::time::{Slot, Timestamp};
 
 /// Two commits are at least this far apart, so that batches gather.
-const COMMIT_GAP: Duration = Duration::from_micros(2_500);
+const COMMIT_GAP: Duration = Duration::from_millis(2);
 
 /// Looks, decisions and heartbeats that may wait beside the batches, which are limited before they come here.
 const BESIDE_MAX: usize = 1_024;
