@@ -167,8 +167,10 @@ enum Held {
 const FREE_BYTES: usize = 1 << 10;
 /// The least that is asked for.
 const STEP_BYTES: usize = 16 << 10;
-/// Of what is said to come, so many times what has come is asked for at once: who says much and sends little takes little.
+/// Of what is said to come, so many times what has come is asked for at once, up to the size of an ordinary batch: who says much and sends little takes little.
 const AHEAD: usize = 16;
+/// See [`AHEAD`].
+const AHEAD_BYTES_MAX: usize = 256 << 10;
 
 impl Buffer {
     /// An empty one.
@@ -236,7 +238,7 @@ impl Buffer {
                 FREE_BYTES
             } else {
                 // By half each time, so that few copies are made and little is asked for in vain.
-                let ahead = self.expected.min(wanted.saturating_mul(AHEAD));
+                let ahead = self.expected.min(wanted.saturating_mul(AHEAD)).min(AHEAD_BYTES_MAX);
                 let capacity = wanted.max(has + has / 2).max(ahead).max(STEP_BYTES).min(self.bytes_max + 1);
                 self.room.grow((capacity as u64).saturating_sub(self.room.bytes()))?;
                 capacity
@@ -295,8 +297,12 @@ mod tests {
         let (mut whole, piece) = (buffer(), Bytes::from(vec![7; 9_000]));
         whole.push_piece(piece.clone()).unwrap();
         assert_eq!((whole.bytes().as_ptr(), memory.reserved()), (piece.as_ptr(), 9_000));
-        whole.push_piece(piece).unwrap();
-        assert_eq!((whole.bytes(), memory.reserved()), (vec![7; 18_000].as_slice(), 18_000 * AHEAD as u64));
+        whole.push_piece(piece.slice(..1_000)).unwrap();
+        assert_eq!((whole.bytes(), memory.reserved()), (vec![7; 10_000].as_slice(), 10_000 * AHEAD as u64));
+        whole.push(&vec![7; 200_000]).unwrap();
+        assert_eq!(memory.reserved(), AHEAD_BYTES_MAX as u64);
+        whole.push(&vec![7; 100_000]).unwrap();
+        assert_eq!(memory.reserved(), AHEAD_BYTES_MAX as u64 * 3 / 2);
         drop(whole);
         let mut over = buffer();
         over.push_piece(Bytes::from(vec![7; (16 << 20) + 5])).unwrap();
