@@ -1,22 +1,25 @@
 //! The counts of a frame, as bytes in the order of slot and endpoint: written once when a commit is folded, appended to the log as they are, and read again by whoever takes
 //! the frame in, live or later. Nothing in between is built.
 //!
-//! Layout (numbers are LEB128 varints):
+//! Layout (numbers are LEB128 varints, but for distances: see [`put_distance`]):
 //! ```text
 //! slot · cells · 0 · slot · cells · 0 · …       to the end of the section; cells ascending by endpoint
 //! cell = endpoint + 1 (the first) or its distance to the one before + 1
-//!        one timing:  value_us << 3 | outcome << 1
-//!        plain cell:  buckets << 2 | 1 · client errors · sum_us less the lowest values of its buckets ·
+//!        a timing that ended well:  value_us << 1
+//!        one that did not:          value_us << 5 | outcome << 3 | 0b011
+//!        plain cell:  buckets << 3 | (client errors > 0) << 2 | 0b01 · client errors if any · sum_us less the lowest values of its buckets ·
 //!                     for each bucket: distance << 1 | (count > 1) · count - 2 if above 1
-//!        full cell:   3 · as `Cell::put`
+//!        full cell:   0b111 · as `Cell::put`
 //! ```
-//! A plain cell has no failure, no weight, no threshold and two digits. One timing keeps its exact value, so thresholds are counted exactly by whoever reads it.
+//! What is most frequent has the fewest bits: at 400 timings a commit over 100,000 endpoints that is 0.25 bytes of 4.6 a timing. A plain cell has no failure, no weight, no threshold
+//! and two digits. One timing keeps its exact value, so thresholds are counted exactly by whoever reads it.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::counting::{Cell, Outcome, Span, Tally};
 use crate::endpoint::EndpointId;
 use crate::histogram::codec::{Error, put_varint, take_varint};
+use crate::histogram::grid::VALUE_US_MAX;
 use crate::histogram::{Digits, Histogram};
 use crate::time::Slot;
 
@@ -109,7 +112,44 @@ pub fn plain_cell(client_errors: u64, sum_us: u64, passed: Histogram) -> Cell {
 }
 
 const PLAIN: u64 = 0b01;
-const FULL: u64 = 0b11;
+const CLIENT_ERRORS: u64 = 0b100;
+const NOT_WELL: u64 = 0b011;
+const FULL: u64 = 0b111;
+
+/// Distances below this take one byte; further first bytes but the last begin two bytes, the last a varint.
+const NEAR: u8 = 192;
+/// Distances from [`NEAR`] to below this take two bytes.
+const FAR: u64 = NEAR as u64 + (0xff - NEAR as u64) * 0x100;
+
+/// Appends a distance. Neighbours in a commit are some hundred endpoints apart where there are many, which LEB128 mostly gives two bytes.
+fn put_distance(out: &mut Vec<u8>, distance: u64) {
+    if distance < u64::from(NEAR) {
+        out.push(distance.to_le_bytes()[0]);
+    } else if distance < FAR {
+        let [low, high, ..] = (distance - u64::from(NEAR)).to_le_bytes();
+        out.extend_from_slice(&[NEAR + high, low]);
+    } else {
+        out.push(0xff);
+        put_varint(out, distance - FAR);
+    }
+}
+
+#[inline]
+fn take_distance(bytes: &mut &[u8]) -> Result<u64, Error> {
+    let mut take_byte = || {
+        let (&byte, rest) = bytes.split_first().ok_or(Error::Malformed)?;
+        *bytes = rest;
+        Ok(byte)
+    };
+    let first = take_byte()?;
+    if first < NEAR {
+        return Ok(u64::from(first));
+    }
+    if first == 0xff {
+        return take_varint(bytes)?.checked_add(FAR).ok_or(Error::Malformed);
+    }
+    Ok(u64::from(NEAR) + u64::from(u16::from_le_bytes([take_byte()?, first - NEAR])))
+}
 
 /// Writes [`Counts`].
 #[derive(Debug, Default)]
@@ -122,14 +162,14 @@ pub struct Writer {
 impl Writer {
     fn start(&mut self, slot: Slot, id: EndpointId) {
         match self.open {
-            Some((open, before)) if open == slot && before <= id.0 => put_varint(&mut self.bytes, u64::from(id.0 - before) + 1),
+            Some((open, before)) if open == slot && before <= id.0 => put_distance(&mut self.bytes, u64::from(id.0 - before) + 1),
             open => {
                 if open.is_some() {
                     self.bytes.push(0);
                 }
                 put_varint(&mut self.bytes, u64::from(slot.0));
                 self.groups.push(Group { slot, at: self.bytes.len() });
-                put_varint(&mut self.bytes, u64::from(id.0) + 1);
+                put_distance(&mut self.bytes, u64::from(id.0) + 1);
             }
         }
         self.open = Some((slot, id.0));
@@ -138,14 +178,18 @@ impl Writer {
     /// Adds one timing of weight 1.
     pub fn one(&mut self, slot: Slot, id: EndpointId, outcome: Outcome, us: u64) {
         self.start(slot, id);
-        put_varint(&mut self.bytes, us << 3 | (outcome as u64) << 1);
+        let head = if outcome == Outcome::Ok { us << 1 } else { us << 5 | (outcome as u64) << 3 | NOT_WELL };
+        put_varint(&mut self.bytes, head);
     }
 
     /// Adds a plain cell.
     pub fn plain(&mut self, slot: Slot, id: EndpointId, client_errors: u64, sum_us: u64, buckets: &[(u16, u64)]) {
         self.start(slot, id);
-        put_varint(&mut self.bytes, (buckets.len() as u64) << 2 | PLAIN);
-        put_varint(&mut self.bytes, client_errors);
+        let has_client_errors = if client_errors > 0 { CLIENT_ERRORS } else { 0 };
+        put_varint(&mut self.bytes, (buckets.len() as u64) << 3 | has_client_errors | PLAIN);
+        if client_errors > 0 {
+            put_varint(&mut self.bytes, client_errors);
+        }
         put_varint(&mut self.bytes, sum_us.wrapping_sub(lowest_sum(buckets)));
         let mut before = 0;
         for &(bucket, count) in buckets {
@@ -290,7 +334,7 @@ fn first_endpoint(bytes: &mut &[u8]) -> Result<Option<EndpointId>, Error> {
 
 /// The endpoint of the next cell; `None` at the end of the group.
 fn endpoint_after(bytes: &mut &[u8], before: EndpointId) -> Result<Option<EndpointId>, Error> {
-    let Some(distance) = take_varint(bytes)?.checked_sub(1) else { return Ok(None) };
+    let Some(distance) = take_distance(bytes)?.checked_sub(1) else { return Ok(None) };
     let id = u64::from(before.0).checked_add(distance).and_then(|id| u32::try_from(id).ok()).ok_or(Error::Malformed)?;
     Ok(Some(EndpointId(id)))
 }
@@ -300,13 +344,16 @@ fn endpoint_after(bytes: &mut &[u8], before: EndpointId) -> Result<Option<Endpoi
 fn take_cell<'b>(bytes: &mut &[u8], id: EndpointId, buckets: &'b mut Vec<(u16, u64)>) -> Result<(Counted<'b>, Option<EndpointId>), Error> {
     let head = take_varint(bytes)?;
     let counted = if head & 1 == 0 {
-        Counted::One { outcome: Outcome::ALL[(head >> 1 & 3) as usize], us: head >> 3 }
+        Counted::One { outcome: Outcome::Ok, us: head >> 1 }
+    } else if head & 3 == PLAIN {
+        let client_errors = if head & CLIENT_ERRORS == 0 { 0 } else { take_varint(bytes)? };
+        let more_us = take_varint(bytes)?;
+        take_buckets(bytes, head >> 3, buckets)?;
+        Counted::Plain { client_errors, sum_us: lowest_sum(buckets).wrapping_add(more_us), buckets }
+    } else if head & 7 == NOT_WELL {
+        Counted::One { outcome: Outcome::ALL[(head >> 3 & 3) as usize], us: head >> 5 }
     } else if head == FULL {
         Counted::Full(Box::new(Cell::take(bytes)?))
-    } else if head & 3 == PLAIN {
-        let (client_errors, more_us) = (take_varint(bytes)?, take_varint(bytes)?);
-        take_buckets(bytes, head >> 2, buckets)?;
-        Counted::Plain { client_errors, sum_us: lowest_sum(buckets).wrapping_add(more_us), buckets }
     } else {
         return Err(Error::Malformed);
     };
@@ -353,6 +400,7 @@ impl<'de> Deserialize<'de> for Counts {
         let mut writer = Writer::default();
         for (id, slot, exported) in Vec::<(EndpointId, Slot, Exported)>::deserialize(deserializer)? {
             match exported {
+                Exported::One { us, .. } if us > VALUE_US_MAX => return Err(de::Error::custom(format!("`us` is {us}, expected {VALUE_US_MAX} at most"))),
                 Exported::One { outcome, us } => writer.one(slot, id, outcome, us),
                 Exported::Cell(cell) => writer.cell(slot, id, &cell),
             }
@@ -409,6 +457,21 @@ mod tests {
         fn no_bytes_bring_it_down(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             drop(Counts::decode(bytes));
         }
+    }
+
+    #[test]
+    fn distances_come_back_in_one_two_or_more_bytes() {
+        let bytes_of = |distance| {
+            let mut bytes = Vec::new();
+            put_distance(&mut bytes, distance);
+            assert_eq!(take_distance(&mut &bytes[..]).unwrap(), distance);
+            for cut in 0..bytes.len() {
+                assert!(take_distance(&mut &bytes[..cut]).is_err());
+            }
+            bytes.len()
+        };
+        assert_eq!([0, 1, 191, 192, 447, 448, 16_319, 16_320, 16_447, 16_448, u64::MAX].map(bytes_of), [1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 11]);
+        assert!(take_distance(&mut &[0xff; 12][..]).is_err());
     }
 
     #[test]

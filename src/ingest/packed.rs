@@ -1,4 +1,4 @@
-//! An ordinary timing in 64 bits, in the order in which frames are written: slot, endpoint, duration, outcome. A handler pushes them, the commit sorts them; nothing else is
+//! An ordinary timing in 64 bits, in the order in which frames are written: slot, endpoint, duration, outcome. A handler pushes them, the commit groups them; nothing else is
 //! kept of an ordinary timing.
 //!
 //! Ordinary is: of an endpoint that has a number, of weight 1, shorter than 67 s, and nothing said beside. Everything else is an [`super::Item`].
@@ -66,6 +66,45 @@ impl Packed {
     }
 }
 
+/// Fewer are sorted by comparing: below it that is as quick.
+const BY_DIGITS_MIN: usize = 512;
+const DIGIT_BITS: u32 = 11;
+
+/// Brings timings of one slot and endpoint together, by slot and endpoint, ascending; among them they keep the order in which they came. (Slots that are a turn of 45 h apart count
+/// as one, as they do for [`Packed::place`].) Their durations are not compared: whoever counts many of one endpoint in buckets needs no order of them, and sorting them was the dearest
+/// part of a commit.
+#[must_use]
+pub fn group(mut timings: Vec<Packed>) -> Vec<Packed> {
+    if timings.len() < BY_DIGITS_MIN {
+        timings.sort_by_key(|p| p.place());
+        return timings;
+    }
+    // From the lowest digit to the highest, each pass stable (Knuth 5.2.5, algorithm R). Digits that are the same in all need none: mostly there is one slot.
+    let differ = timings.iter().fold(0, |differ, p| differ | (p.0 ^ timings[0].0));
+    let mut to = vec![Packed(0); timings.len()];
+    for low in (US_BITS + 2..u64::BITS).step_by(DIGIT_BITS as usize) {
+        let digit = |bits: u64| (bits >> low & ((1 << DIGIT_BITS) - 1)) as usize;
+        if digit(differ) == 0 {
+            continue;
+        }
+        let mut ends = [0_u32; 1 << DIGIT_BITS];
+        for p in &timings {
+            ends[digit(p.0)] += 1;
+        }
+        let mut begin = 0;
+        for end in &mut ends {
+            begin += std::mem::replace(end, begin);
+        }
+        for p in &timings {
+            let place = &mut ends[digit(p.0)];
+            to[*place as usize] = *p;
+            *place += 1;
+        }
+        std::mem::swap(&mut timings, &mut to);
+    }
+    timings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +116,19 @@ mod tests {
             let slot = Slot(u32::try_from(i64::from(near) - back).unwrap());
             let packed = Packed::new(slot, EndpointId(id), us, Outcome::ALL[outcome]).unwrap();
             prop_assert_eq!((packed.slot(Slot(near)), packed.endpoint(), packed.us(), packed.outcome()), (slot, EndpointId(id), us, Outcome::ALL[outcome]));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn groups_are_those_of_a_stable_sort(
+            slots in 1u32..40_000, ids in 1u32..1 << 22, timings in prop::collection::vec((0u32..40_000, 0u32..1 << 22, 0u64..1 << 26, 0usize..4), 0..2 * BY_DIGITS_MIN),
+        ) {
+            let packed = |&(slot, id, us, outcome): &_| Packed::new(Slot(slot % slots), EndpointId(id % ids), us, Outcome::ALL[outcome]).unwrap();
+            let timings: Vec<_> = timings.iter().map(packed).collect();
+            let mut wanted = timings.clone();
+            wanted.sort_by_key(|p| p.place());
+            prop_assert_eq!(group(timings), wanted);
         }
     }
 

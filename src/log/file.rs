@@ -16,7 +16,7 @@ pub use super::reader::{Reader, archive_and_log};
 use super::reader::{check_head, find_end};
 use super::record::{Kind, Position, Section, encode};
 
-const MAGIC: [u8; 8] = *b"SBLOG\0\0\x02";
+const MAGIC: [u8; 8] = *b"SBLOG\0\0\x03";
 pub(super) const HEAD_BYTES: usize = 16;
 
 /// A segment is followed by a new one when it has passed this, if nothing else was said ([`Log::in_segments_of`]).
@@ -68,7 +68,7 @@ pub enum Error {
         data_dir: PathBuf,
     },
     /// The segment was written by another version.
-    #[error("{} is not a log segment of version 2: it was written by another version of slowburn, or is another file", path.display())]
+    #[error("{} is not a log segment of version 3: it was written by another version of slowburn, or is another file", path.display())]
     Version {
         /// The segment.
         path: PathBuf,

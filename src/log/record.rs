@@ -1,7 +1,7 @@
 //! One frame of the log: a position and typed sections. The owners of the sections define their bytes; a section of an
 //! unknown kind is kept as it is.
 //!
-//! Layout (little endian), version 2:
+//! Layout (little endian), version 3:
 //! ```text
 //! payload bytes u32 · crc32c of the payload u32 · position u64 · unsynced before u32 · crc32c of these 20 bytes u32 · payload
 //! payload = for each section: kind u16 · bytes u32 · …

@@ -11,7 +11,7 @@ use super::failpoint;
 use super::file::{Error, io_error, sync_dir, write_error};
 use super::record::Position;
 
-const MAGIC: [u8; 8] = *b"SBSNAP\0\x01";
+const MAGIC: [u8; 8] = *b"SBSNAP\0\x02";
 const KEPT: usize = 2;
 
 /// The state as of, and with, a position.

@@ -11,7 +11,7 @@ use crate::history::catalogue::{Entry, Marked, Place};
 use crate::history::counts::Writer;
 use crate::history::creation::{Creation, May};
 use crate::history::exemplars::is_slower;
-use crate::ingest::packed::Packed;
+use crate::ingest::packed::{self, Packed};
 use crate::ingest::{Batch, Detail, Fate, Item, Report, Whose};
 use crate::time::{Slot, Tier, Timestamp};
 
@@ -22,8 +22,10 @@ struct Destination {
     overflow: bool,
 }
 
-/// Failures of a cell that are written one by one, so that the rest of it stays plain.
+/// Failures of a cell that are written one by one, so that the rest of it stays plain; and as many as one in so many of its timings.
 const FAILURES_APART_MAX: usize = 4;
+/// See [`FAILURES_APART_MAX`].
+const FAILURES_APART_SHARE: usize = 16;
 
 /// So few timings of an endpoint with thresholds are written one by one: each keeps its value, and together they are shorter than a whole cell.
 const THRESHOLDS_APART_MAX: usize = 4;
@@ -38,6 +40,63 @@ struct Folding<'m> {
     counts: Writer,
     /// By endpoint, whether it failed, and minute: where among the details the slowest timing is that names its trace and nothing else.
     traces: HashMap<(EndpointId, bool, Timestamp), usize>,
+}
+
+/// From so many timings on a cell is counted in an array of all buckets; fewer are sorted.
+const COUNTED_MIN: usize = 256;
+
+/// Room to count the timings of a plain cell in.
+#[derive(Default)]
+struct PlainCounts {
+    /// By bucket, all 0 between two cells.
+    counts: Vec<u32>,
+    buckets: Vec<(u16, u64)>,
+    failures: Vec<Packed>,
+}
+
+impl PlainCounts {
+    /// Writes a cell: its failures one by one, then what did not fail.
+    fn write(&mut self, slot: Slot, id: EndpointId, cell: &mut [Packed], to: &mut Writer) {
+        self.buckets.clear();
+        self.failures.clear();
+        let is_counted = cell.len() >= COUNTED_MIN;
+        if is_counted {
+            self.counts.resize(usize::from(Digits::Two.bucket_of(u64::MAX)) + 1, 0);
+        } else {
+            cell.sort_unstable();
+        }
+        let (mut client_errors, mut sum_us, mut lowest, mut highest) = (0, 0, u16::MAX, 0);
+        for p in &*cell {
+            if p.outcome().is_failure() {
+                self.failures.push(*p);
+                continue;
+            }
+            client_errors += u64::from(p.outcome() == Outcome::ClientError);
+            sum_us += p.us();
+            let bucket = Digits::Two.bucket_of(p.us());
+            if is_counted {
+                self.counts[usize::from(bucket)] += 1;
+                (lowest, highest) = (lowest.min(bucket), highest.max(bucket));
+                continue;
+            }
+            match self.buckets.last_mut() {
+                Some(last) if last.0 == bucket => last.1 += 1,
+                _ => self.buckets.push((bucket, 1)),
+            }
+        }
+        if is_counted && lowest <= highest {
+            for (bucket, count) in (lowest..=highest).zip(&mut self.counts[usize::from(lowest)..]).filter(|(_, count)| **count > 0) {
+                self.buckets.push((bucket, u64::from(std::mem::take(count))));
+            }
+        }
+        self.failures.sort_unstable();
+        for one in &self.failures {
+            to.one(slot, id, one.outcome(), one.us());
+        }
+        if !self.buckets.is_empty() {
+            to.plain(slot, id, client_errors, sum_us, &self.buckets);
+        }
+    }
 }
 
 impl Machine {
@@ -59,10 +118,10 @@ impl Machine {
             counts: Writer::default(),
             traces: HashMap::new(),
         };
-        let mut packed: Vec<Packed> = Vec::with_capacity(batches.iter().map(|b| b.packed.len()).sum());
+        let mut timings: Vec<Packed> = Vec::with_capacity(batches.iter().map(|b| b.packed.len()).sum());
         let mut items: Vec<(Slot, EndpointId, Item)> = Vec::new();
         for batch in batches {
-            packed.extend_from_slice(&batch.packed);
+            timings.extend_from_slice(&batch.packed);
             let mut places = vec![None; batch.keys.len()];
             for item in &batch.items {
                 let to = folding.destination(batch, item.whose, &mut places);
@@ -82,8 +141,7 @@ impl Machine {
                 folding.delta.in_flight.push(report);
             }
         }
-        packed.sort_unstable();
-        folding.write_packed(&packed, batches.iter().map(|b| b.read_in).max().unwrap_or_default());
+        folding.write_packed(&mut packed::group(timings), batches.iter().map(|b| b.read_in).max().unwrap_or_default());
         items.sort_unstable_by_key(|i| (i.0, i.1));
         folding.write_items(&items);
         folding.delta.counts = folding.counts.finish();
@@ -117,10 +175,10 @@ impl Folding<'_> {
         self.delta.details.push(owned(detail));
     }
 
-    /// Writes sorted timings, those of one slot and endpoint as one cell.
-    fn write_packed(&mut self, packed: &[Packed], near: Slot) {
-        let mut buckets: Vec<(u16, u64)> = Vec::new();
-        for cell in packed.chunk_by(|a, b| a.place() == b.place()) {
+    /// Writes grouped timings, those of one slot and endpoint as one cell.
+    fn write_packed(&mut self, timings: &mut [Packed], near: Slot) {
+        let mut plain = PlainCounts::default();
+        for cell in timings.chunk_by_mut(|a, b| a.place() == b.place()) {
             let first = cell[0];
             let (slot, id) = (first.slot(near), first.endpoint());
             self.delta.fates[self.machine.fate_in(slot) as usize] += cell.len() as u64;
@@ -129,41 +187,23 @@ impl Folding<'_> {
                 continue;
             }
             let is_counting = self.machine.counting.get(id.0 as usize).is_some_and(Option::is_some);
+            let failures = cell.iter().filter(|p| p.outcome().is_failure()).count();
             if is_counting && cell.len() <= THRESHOLDS_APART_MAX {
+                cell.sort_unstable();
                 for one in cell {
                     self.counts.one(slot, id, one.outcome(), one.us());
                 }
-                continue;
-            }
-            let failures = cell.iter().filter(|p| p.outcome().is_failure()).count();
-            if failures > FAILURES_APART_MAX || is_counting {
+            } else if is_counting || failures > FAILURES_APART_MAX.max(cell.len() / FAILURES_APART_SHARE) {
+                cell.sort_unstable();
                 let mut full = self.new_cell(id);
                 for alike in cell.chunk_by(|a, b| a == b) {
                     let n = alike.len() as u64;
                     full.record(alike[0].outcome(), Span::exact(alike[0].us()), Tally { weight: n, observed: n });
                 }
                 self.counts.cell(slot, id, &full);
-                continue;
+            } else {
+                plain.write(slot, id, cell, &mut self.counts);
             }
-            buckets.clear();
-            let (mut client_errors, mut sum_us) = (0, 0);
-            for p in cell {
-                if p.outcome().is_failure() {
-                    self.counts.one(slot, id, p.outcome(), p.us());
-                    continue;
-                }
-                client_errors += u64::from(p.outcome() == Outcome::ClientError);
-                sum_us += p.us();
-                let bucket = Digits::Two.bucket_of(p.us());
-                match buckets.last_mut() {
-                    Some(last) if last.0 == bucket => last.1 += 1,
-                    _ => buckets.push((bucket, 1)),
-                }
-            }
-            if buckets.is_empty() {
-                continue;
-            }
-            self.counts.plain(slot, id, client_errors, sum_us, &buckets);
         }
     }
 
