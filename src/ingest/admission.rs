@@ -163,6 +163,8 @@ const STEP_BYTES: u64 = 4 << 10;
 pub struct Admission<'a> {
     templates: &'a PathTemplates,
     limits: TimeLimits,
+    /// Instants of one slot that are all taken, and the slot.
+    slot: (std::ops::Range<i64>, Slot),
     known: &'a KnownEndpoints,
     held: Option<RwLockReadGuard<'a, Numbers>>,
     look_ups: usize,
@@ -186,6 +188,7 @@ impl<'a> Admission<'a> {
         Self {
             templates,
             limits,
+            slot: (0..0, Slot(0)),
             known,
             held: None,
             look_ups: 0,
@@ -231,6 +234,7 @@ impl<'a> Admission<'a> {
     /// The server's clock moved on.
     pub fn set_now(&mut self, now: Timestamp) {
         self.limits.now = now;
+        self.slot.0 = 0..0;
         self.batch.read_in = Slot::containing(now);
     }
 
@@ -492,11 +496,25 @@ impl<'a> Admission<'a> {
 
     /// The timing in 64 bits, if all is well with it and nothing is special.
     #[inline]
-    fn packed_numeric(&self, endpoint: &Named, timing: &Numeric<'_>) -> Option<Packed> {
+    fn packed_numeric(&mut self, endpoint: &Named, timing: &Numeric<'_>) -> Option<Packed> {
         let Named::Known(id) = *endpoint else { return None };
-        let special = timing.weight != 1 || timing.count != 1 || timing.beside.is_some() || !self.limits.take(timing.ts);
+        let special = timing.weight != 1 || timing.count != 1 || timing.beside.is_some();
         let outcome = outcome_at(timing.outcome).filter(|_| !special)?;
-        Packed::new(Slot::containing(timing.ts), id, timing.us, outcome)
+        Packed::new(self.slot_of(timing.ts)?, id, timing.us, outcome)
+    }
+
+    /// The slot of an instant that is taken. Mostly it is that of the timing before.
+    #[inline]
+    fn slot_of(&mut self, ts: Timestamp) -> Option<Slot> {
+        if !self.slot.0.contains(&ts.0) {
+            if !self.limits.take(ts) {
+                return None;
+            }
+            let slot = Slot::containing(ts);
+            let taken = slot.start().0.max(self.limits.oldest())..slot.end().0.min(self.limits.newest());
+            self.slot = (taken, slot);
+        }
+        Some(self.slot.1)
     }
 
     fn take_numeric(&mut self, endpoint: &mut Named, timing: &Numeric<'_>) -> Result<(), Refused> {

@@ -40,16 +40,15 @@ const GOES_ON: u8 = 0x80;
 /// When there is none.
 #[inline]
 pub fn take_varint(bytes: &mut &[u8]) -> Result<u64, Broken> {
-    if let Some(word) = bytes.first_chunk::<8>() {
-        let word = u64::from_le_bytes(*word);
-        let last = !word & 0x8080_8080_8080_8080;
+    if let Some(word) = bytes.first_chunk::<4>() {
+        let word = u32::from_le_bytes(*word);
+        let last = !word & 0x8080_8080;
         if last != 0 {
             // Without a branch on the length, which cannot be foretold: up to the last byte, then seven bits of each moved together.
-            let sevens = word & (last ^ (last - 1)) & 0x7f7f_7f7f_7f7f_7f7f;
-            let pairs = (sevens & 0x007f_007f_007f_007f) | (sevens & 0x7f00_7f00_7f00_7f00) >> 1;
-            let fours = (pairs & 0x0000_3fff_0000_3fff) | (pairs & 0x3fff_0000_3fff_0000) >> 2;
+            let sevens = word & (last ^ (last - 1)) & 0x7f7f_7f7f;
+            let pairs = (sevens & 0x007f_007f) | (sevens & 0x7f00_7f00) >> 1;
             *bytes = &bytes[last.trailing_zeros() as usize / 8 + 1..];
-            return Ok((fours & 0x0fff_ffff) | (fours & 0x0fff_ffff_0000_0000) >> 4);
+            return Ok(u64::from((pairs & 0x3fff) | (pairs & 0x3fff_0000) >> 2));
         }
     }
     take_varint_by_bytes(bytes)
@@ -70,7 +69,7 @@ pub fn take_small_varint(bytes: &mut &[u8]) -> Result<u64, Broken> {
     }
 }
 
-/// Near the end of the bytes, and for the longest.
+/// Near the end of the bytes, and for those longer than four bytes.
 #[cold]
 fn take_varint_by_bytes(bytes: &mut &[u8]) -> Result<u64, Broken> {
     let mut value = 0;
