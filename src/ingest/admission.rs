@@ -483,8 +483,13 @@ impl<'a> Admission<'a> {
         if let Some(packed) = self.packed_numeric(endpoint, timing) {
             self.batch.packed.push(packed);
             self.batch.accepted += 1;
-            return;
+        } else {
+            self.special_numeric(at, endpoint, timing);
         }
+    }
+
+    #[cold]
+    fn special_numeric(&mut self, at: usize, endpoint: &mut Named, timing: &Numeric<'_>) {
         let texts = |b: &Beside<'_>| [b.trace_id, b.actor, b.key].into_iter().flatten().map(str::len).sum::<usize>() + size_of::<Detail<Whose>>();
         if !self.has_room(size_of::<Item>() + timing.beside.map_or(0, texts), timing.count.min(COUNT_MAX)) {
             return;

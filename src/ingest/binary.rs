@@ -148,7 +148,7 @@ fn dictionary(parts: &Parts<'_>, admission: &mut Admission<'_>) -> Result<Vec<Na
     Ok(named)
 }
 
-/// `PLAIN`: without weights, counts and details, as most batches are. Asking for them at each timing would cost a quarter of reading it.
+/// `PLAIN`: without weights, counts and details, as most batches are: they are not asked for at each timing then.
 fn read_timings<const PLAIN: bool>(
     parts: &Parts<'_>,
     count: usize,
