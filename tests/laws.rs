@@ -32,7 +32,7 @@ use slowburn::ingest::admission::{Admission, FUTURE_MS, PAST_MS, TimeLimits};
 use slowburn::ingest::known::KnownEndpoints;
 use slowburn::ingest::{Batch, Fate, json};
 use slowburn::judge::{Command, Promises, Record};
-use slowburn::log::record::Position;
+use slowburn::log::record::{Frame, Position};
 use slowburn::machine::{Delta, Machine};
 use slowburn::time::{Slot, Timestamp};
 
@@ -260,6 +260,39 @@ fn frames_settled_together_leave_what_they_leave_one_by_one() {
         // Keeping it settles what waits.
         prop_assert_eq!(one_by_one.state().to_bytes(), together.state().to_bytes());
     });
+}
+
+#[test]
+fn many_timings_of_one_endpoint_in_one_frame_leave_what_they_leave_in_small_ones() {
+    let at_once = std::cell::Cell::new(0);
+    proptest!(seeded(40), |(timings in prop::collection::vec((0u32..3, 0i64..2, 1u64..3_000_000, 0u32..100), 1..2_500), failing_percent in prop_oneof![Just(0), Just(1), 0u32..100], size in 1usize..60)| {
+        let lines: Vec<String> = timings
+            .iter()
+            .map(|(route, slots, us, kind)| {
+                // Most are of `/x1`; `/a` has an objective. A few values are frequent.
+                let (route, us) = (["/a", "/x1", "/x1"][*route as usize], if kind % 3 == 0 { us % 50 * 1_000 } else { *us });
+                let status = if *kind < failing_percent { 500 } else if kind % 20 == 19 { 404 } else { 200 };
+                json!({"service": "s", "route": route, "ts": NOW - slots * 10_000, "status": status, "duration_us": us}).to_string()
+            })
+            .collect();
+        let known = [line(&(5, false, 1, 1), NOW), json!({"service": "s", "route": "/x1", "ts": NOW, "duration_us": 7}).to_string()];
+        let left = |size: usize| {
+            let mut machine = machine(owed(250_000));
+            take_in(&mut machine, &known, NOW);
+            for frame in lines.chunks(size) {
+                let delta = take_in(&mut machine, frame, NOW);
+                assert_eq!(delta, Delta::from_frame(&Frame { position: Position(9), sections: delta.to_sections() }).unwrap());
+            }
+            (machine.open.cells().collect::<Vec<_>>(), machine.totals.clone(), machine.fates)
+        };
+        at_once.set(at_once.get().max(timings.iter().filter(|t| t.0 > 0 && t.1 == 0).count()));
+        let (whole, small) = (left(lines.len()), left(size));
+        prop_assert_eq!(&whole.0, &small.0);
+        prop_assert_eq!(&whole.1, &small.1);
+        prop_assert_eq!(&whole.2, &small.2);
+    });
+    println!("up to {} timings of one endpoint and slot in a frame", at_once.get());
+    assert!(at_once.get() > 500, "so many that they were counted, not sorted, or the law says nothing of that");
 }
 
 #[test]
