@@ -119,6 +119,20 @@ fn a_collapse_is_told_within_hours_and_a_lull_not_at_all() {
     }
 }
 
+/// Requests go down to a seventh within two hours. Where they also take ten times as long as nearly any did (which are four times the median), less evidence is enough.
+#[test]
+fn traffic_that_falls_is_told_sooner_where_requests_also_hang() {
+    let thresholds = Thresholds::of(0.01, true);
+    let falls = |day: f64| 1.0 - 0.85 * ((day - 35.5) * 12.0).clamp(0.0, 1.0);
+    let told = |seed, slower: f64| {
+        let (said, _) = run(&endpoint(seed, |day| if day > 35.5 { slower } else { 1.0 }, falls), &thresholds);
+        said.iter().find(|s| s.0 > 35.5 && !is_latency(&s.1)).map_or(48.0, |s| (s.0 - 35.5) * 24.0)
+    };
+    let of_all = |slower| (220..232).map(|seed| told(seed, slower)).sum::<f64>() / 12.0;
+    let (usual, twice, hanging) = (of_all(1.0), of_all(2.0), of_all(100.0));
+    assert!(twice > 0.9 * usual && hanging < 0.85 * usual && usual < 4.0, "{usual} {twice} {hanging}");
+}
+
 #[test]
 fn the_replay_of_a_prefix_says_a_prefix() {
     let quarters = endpoint(300, |day| 1.0 + 0.08 * (day - 18.0).max(0.0), |day| if day > 40.0 { 0.0 } else { 1.0 });

@@ -140,7 +140,8 @@ impl Memory {
             found[0] = self.judge_fast(reference, thresholds, hour, of_hour);
         }
         let quiet = hour >= self.traffic_rests_until;
-        let collapse = self.traffic.judge(done, &self.fast.quarters, thresholds.traffic);
+        let bounds = || if reference.is_some_and(|r| r.is_far_slower(hour, timings)) { thresholds.traffic_slower } else { thresholds.traffic };
+        let collapse = self.traffic.judge(done, &self.fast.quarters, bounds);
         if let Some(c) = collapse.filter(|_| quiet) {
             self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
             found[1] = Some(Finding::Collapse(c));

@@ -240,6 +240,15 @@ impl Residuals {
 }
 
 impl Reference {
+    /// Whether most requests of a quarter of an hour take ten times as long as one in 200 used to.
+    #[must_use]
+    pub fn is_far_slower(&self, hour: i64, timings: &Histogram) -> bool {
+        let (logs, limit) = (logs_of_buckets(), self.season(hour) + self.median + self.cuts[TAILS - 1] + std::f32::consts::LN_10);
+        let mut beyond = 0;
+        timings.each_from(0, |bucket, count| beyond += if logs.of(bucket) > limit { count } else { 0 });
+        2 * beyond > timings.count()
+    }
+
     /// The distance from p95 to another quantile of the tail, in log units: the cuts, carried on as an exponential tail (Pickands 1975).
     #[must_use]
     pub fn from_p95_to(&self, quantile: f32) -> f32 {

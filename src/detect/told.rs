@@ -87,7 +87,7 @@ pub(super) fn change_of(finding: &Finding, watch: &Watch, thresholds: &Threshold
         },
         Finding::Collapse(c) => Change {
             score: rounded(c.score),
-            threshold: rounded(thresholds.traffic.0),
+            threshold: rounded(c.threshold),
             ratio: Some(rounded(c.seen / c.expected)),
             requests: whole(c.seen),
             seen: Some(whole(c.seen)),

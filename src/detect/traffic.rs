@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::gauge::Gauge;
 use super::packed::{Count, Ring};
 
-/// Hours of four weeks.
-const HOURS: u16 = 672;
+/// Hours of four weeks, and eight more: a window that reaches back over so many has four weeks before it, a longer one three.
+const HOURS: u16 = 680;
 const WEEK_HOURS: usize = 168;
 
 /// Windows in quarters of an hour.
@@ -48,6 +48,8 @@ impl Default for Traffic {
 pub struct Collapse {
     /// How far beyond chance, were nothing changed.
     pub score: f32,
+    /// The least score that counts.
+    pub threshold: f32,
     /// How far below an ordinary lull, in standard deviations.
     pub lull_score: f32,
     /// Requests seen.
@@ -71,16 +73,14 @@ impl Traffic {
     }
 
     /// Judges the windows that end with the last of `done` quarters (1 to 4) of the running hour, which is not in `hours` yet; `quarters` has the counts of
-    /// the last hours, the newest first. While something is open, nothing is learnt.
+    /// the last hours, the newest first. `thresholds` gives the least scores, against nothing changed and against a lull, where anything is near them.
     #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
-    pub fn judge(&mut self, done: usize, quarters: &Ring<super::fast::Cell>, thresholds: (f32, f32)) -> Option<Collapse> {
-        let weeks = (self.hours.len() / WEEK_HOURS).min(4);
-        if weeks == 0 {
+    pub fn judge(&mut self, done: usize, quarters: &Ring<super::fast::Cell>, thresholds: impl Fn() -> (f32, f32)) -> Option<Collapse> {
+        if self.weeks_before(0) == 0 {
             return None;
         }
         let scale = self.gauge.scale();
-        let known = 1.0 + 1.3 / weeks as f32;
-        let mut best: Option<Collapse> = None;
+        let (mut best, mut least): (Option<Collapse>, _) = (None, None);
         // Quarters that are summed, what they had in earlier weeks, and the next hour back.
         let (mut summed, mut seen, mut past, mut hour) = (0, 0.0, [0.0_f32; 4], 0);
         for (index, window) in WINDOWS.into_iter().enumerate() {
@@ -91,7 +91,7 @@ impl Traffic {
                 // The rest of an hour, as much of it as the window takes.
                 let in_hour = if summed < done { done - summed } else { 4 - (summed - done) % 4 };
                 let part = in_hour.min(window - summed);
-                for (week, sum) in past.iter_mut().enumerate().take(weeks) {
+                for (week, sum) in past.iter_mut().enumerate() {
                     // A week before the running hour the ring has it 167 hours back.
                     *sum += self.hours.back((week + 1) * WEEK_HOURS - 1 + hour).unwrap_or_default().get() * part as f32 / 4.0;
                 }
@@ -103,6 +103,11 @@ impl Traffic {
                 summed += part;
                 hour += usize::from(part == in_hour);
             }
+            let weeks = self.weeks_before(if summed < done { 0 } else { (summed - done).div_ceil(4) });
+            if weeks == 0 {
+                break;
+            }
+            let known = 1.0 + 1.3 / weeks as f32;
             if done == 4 && window == LEARNT_WINDOW {
                 self.learn(seen, &past[..weeks], window);
             }
@@ -117,11 +122,20 @@ impl Traffic {
                 -super::tail::signed_root(seen, mean) * (mean / variance).sqrt()
             };
             let (score, lull_score) = (ratio(expected), ratio(LULL * expected));
-            if score > thresholds.0 && lull_score > thresholds.1 && best.is_none_or(|b| score > b.score) {
-                best = Some(Collapse { score, lull_score, seen, expected, quarters: window });
+            if best.is_some_and(|b| score <= b.score) {
+                continue;
+            }
+            let least = *least.get_or_insert_with(&thresholds);
+            if score > least.0 && lull_score > least.1 {
+                best = Some(Collapse { score, threshold: least.0, lull_score, seen, expected, quarters: window });
             }
         }
         best
+    }
+
+    /// Whole weeks that are known before so many hours back, at most four.
+    fn weeks_before(&self, hours: usize) -> usize {
+        (self.hours.len().saturating_sub(hours) / WEEK_HOURS).min(4)
     }
 
     /// Requests of the hour that is running now, a week before.
@@ -133,7 +147,7 @@ impl Traffic {
     /// Requests of the last whole hours, and the median of what earlier weeks had in them.
     #[must_use]
     pub fn recent(&self, hours: usize) -> Option<(f32, f32)> {
-        let weeks = (self.hours.len().saturating_sub(hours) / WEEK_HOURS).min(4);
+        let weeks = self.weeks_before(hours);
         if weeks == 0 {
             return None;
         }
@@ -215,7 +229,7 @@ mod tests {
         }
         for quarter in 0..hours * 4 {
             quarters.push((Count::new(per_quarter), Level::default()));
-            if let Some(c) = traffic.judge(quarter % 4 + 1, &quarters, (4.4, 2.0)) {
+            if let Some(c) = traffic.judge(quarter % 4 + 1, &quarters, || (4.4, 2.0)) {
                 return Some((quarter + 1, c));
             }
             if quarter % 4 == 3 {
@@ -223,6 +237,21 @@ mod tests {
             }
         }
         None
+    }
+
+    /// Of four weeks the oldest begins where the ring ends: what the ring does not have of it is unknown, not silence.
+    #[test]
+    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
+    fn what_is_expected_is_what_all_weeks_had() {
+        for (hours, requests) in [(672, 2), (680, 1), (344, 2)] {
+            let mut traffic = Traffic::default();
+            let mut quarters = Ring::new(24);
+            (0..hours).for_each(|_| traffic.push_hour(Count::new(20)));
+            (0..24).for_each(|_| quarters.push((Count::new(5), Level::default())));
+            (0..4).for_each(|_| quarters.push((Count::new(requests), Level::default())));
+            let found = traffic.judge(4, &quarters, || (0.0, 0.0)).unwrap();
+            assert!((found.expected / 5.0 - found.quarters as f32).abs() < 1e-3, "{found:?}");
+        }
     }
 
     #[test]
