@@ -39,7 +39,7 @@ const MARKER: Family = Family { measured: &[(2.6, 0.040), (3.1, 0.016), (3.4, 0.
 const FAST: Family = Family { measured: &[(4.0, 0.02), (4.4, 0.009), (4.7, 0.0042), (5.0, 0.0021), (5.3, 0.0007)], share: 0.04 };
 // Measured where it errs, on the hourly levels of real services (ten series): simulated ones hardly ever reach these scores. Twice the budget and more may err there.
 const TAIL: Family = Family { measured: &[(4.2, 0.075), (5.0, 0.044), (5.8, 0.025), (6.6, 0.0125)], share: 1.4 };
-const TRAFFIC: Family = Family { measured: &[(3.4, 0.193), (3.8, 0.0443), (4.1, 0.0198), (4.4, 0.0063), (4.9, 0.0021)], share: 0.55 };
+const TRAFFIC: Family = Family { measured: &[(3.4, 0.0926), (3.7, 0.0222), (4.0, 0.0065), (4.2, 0.0032), (4.46, 0.0019)], share: 0.4 };
 
 /// How far below an ordinary lull traffic must be, in standard deviations, at 0.03 a month, and by how much more at a tenth of it: lulls are what is left of the tail.
 const LULL: (f32, f32) = (1.85, 0.3);

@@ -279,13 +279,6 @@ impl Memory {
         self.fast.mean(quarters)
     }
 
-    /// Requests of the last quarters of an hour, whether their level is known or not: up to six hours of quarters, else the hours of a day.
-    #[must_use]
-    pub fn requests(&self, quarters: usize) -> Option<f32> {
-        let (ring, n) = if quarters <= 24 { (&self.fast.quarters, quarters) } else { (&self.fast.hours, quarters / 4) };
-        (ring.len() >= n).then(|| (0..n).filter_map(|ago| ring.back(ago)).map(|(count, _)| count.get()).sum())
-    }
-
     /// The level of the days before the last quarters of an hour, to whole blocks.
     #[must_use]
     pub fn days_before(&self, quarters: usize) -> Mean {
@@ -326,6 +319,13 @@ impl Memory {
     #[must_use]
     pub fn traffic_of(&self, hours: usize) -> Option<(f32, f32)> {
         self.traffic.recent(hours)
+    }
+
+    /// Requests of the quarters of an hour that end with this one, which was taken in, and the mean of what earlier weeks had in them.
+    #[must_use]
+    pub fn traffic_over(&self, quarters: usize, quarter: i64) -> Option<(f32, f32)> {
+        let running = usize::try_from((quarter + 1).rem_euclid(4)).unwrap_or(0);
+        self.traffic.over(quarters, running, &self.fast.quarters)
     }
 
     /// The share of its daily work that was done today.
