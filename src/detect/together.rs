@@ -40,6 +40,8 @@ const NOT_BY_CHANCE: f32 = 10.0;
 /// An endpoint has lost its traffic with the others from this share of what earlier weeks had on, where so many requests are to be expected.
 const QUIET_SHARE: f32 = 0.5;
 const SHARE_EXPECTED_MIN: f32 = 3.0;
+/// By how much more of its traffic an endpoint may have kept than those that were found.
+const ALIKE: f32 = 0.25;
 /// A change so long after a marker, or a little before it, may be its doing.
 const MARKER_AFTER_MS: i64 = 24 * 3_600_000;
 const MARKER_BEFORE_MS: i64 = 30 * 60_000;
@@ -291,7 +293,10 @@ impl Fleet {
         });
         let shares: Vec<(EndpointId, f32)> = shares.collect();
         let known = self.kept.quiet.get(service);
-        let mut members: BTreeSet<EndpointId> = shares.iter().filter(|(_, share)| *share <= QUIET_SHARE).map(|(id, _)| *id).collect();
+        // On a holiday all have lost some: with one that broke goes who has lost about as much.
+        let most = found.iter().filter_map(|(_, f)| if let Finding::Collapse(c) = f { Some(c.seen / c.expected) } else { None }).fold(0.0, f32::max);
+        let is_alike = |share: f32| share <= QUIET_SHARE.min(most + ALIKE);
+        let mut members: BTreeSet<EndpointId> = shares.iter().filter(|(_, share)| is_alike(*share)).map(|(id, _)| *id).collect();
         members.extend(found.iter().map(|(id, _)| *id));
         if known.is_none() && (members.len() < TOGETHER_MIN || (members.len() as f32) < TOGETHER_SHARE * shares.len() as f32) {
             return None;
