@@ -25,9 +25,7 @@ const TOGETHER_WITHIN: i64 = 96;
 const TOGETHER_CHANGE: f32 = 0.5;
 /// The share of them that is back when it is over.
 const TOGETHER_BACK: f32 = 0.7;
-/// Standard deviations by which an endpoint's share of its service must have fallen, and what a holiday leaves of the traffic of the rest; so much less is left
-/// of a deep one only.
-const SHARE_FELL: f32 = 3.0;
+/// What a holiday leaves of the traffic of the rest; so much less is left of a deep one only.
 const HOLIDAY: (f32, f32) = (0.1, 0.8);
 const DEEP_HOLIDAY: f32 = 0.35;
 /// Traffic that was as ever before it broke off. A window so short at most, in quarters of an hour, can show that: in a longer one it may have happened anywhere.
@@ -262,15 +260,17 @@ impl Fleet {
         let member = &self.members[id.0 as usize];
         let service = (member.key.service.clone(), member.key.env.clone());
         let own = (collapse.seen, collapse.expected);
+        // All through the day the share is asked for as often as the traffic is, so it must show as much.
+        let threshold = self.thresholds[usize::from(!member.critical)].traffic.0;
         let own_of = |window: usize| member.watch.memory().traffic_over(window, quarter).unwrap_or_default();
         let [of_service, rest] = sums.service_and_rest(self, collapse.quarters, quarter, &service);
         let siblings = minus(of_service, own_of(collapse.quarters));
-        let by_siblings = siblings::share(own, siblings, siblings::SHARE_SPREAD, SHARE_FELL);
+        let by_siblings = siblings::share(own, siblings, siblings::SHARE_SPREAD, threshold);
         if matches!(by_siblings, Share::Fell(_)) {
             return false;
         }
         let is_left = |(seen, expected): (f32, f32)| (HOLIDAY.0..HOLIDAY.1).contains(&(seen / expected));
-        let by_rest = siblings::share(own, rest, siblings::SERVICE_SPREAD, SHARE_FELL);
+        let by_rest = siblings::share(own, rest, siblings::SERVICE_SPREAD, threshold);
         if matches!(by_rest, Share::Kept(_)) && is_left(rest) {
             let rest_of = |sums: &mut Sums, window: usize| sums.service_and_rest(self, window, quarter, &service)[1];
             return rest.0 >= DEEP_HOLIDAY * rest.1 || !broke_off(collapse.quarters, |window| rest_of(sums, window));
