@@ -44,23 +44,32 @@ const ALIKE: f32 = 0.25;
 const MARKER_AFTER_MS: i64 = 24 * 3_600_000;
 const MARKER_BEFORE_MS: i64 = 30 * 60_000;
 
-/// Requests (seen, expected) of each service over windows of so many quarters that end now, summed when they are first asked for.
+/// Requests (seen, expected) of each service, and of all of each environment, over windows of so many quarters that end now: summed when they are first asked for.
 #[derive(Default)]
-struct Sums(BTreeMap<usize, BTreeMap<(String, String), (f32, f32)>>);
+struct Sums(BTreeMap<usize, OfWindow>);
+
+#[derive(Default)]
+struct OfWindow {
+    services: BTreeMap<(String, String), (f32, f32)>,
+    envs: BTreeMap<String, (f32, f32)>,
+}
 
 impl Sums {
-    fn over(&mut self, fleet: &Fleet, window: usize, quarter: i64) -> &BTreeMap<(String, String), (f32, f32)> {
-        self.0.entry(window).or_insert_with(|| {
-            let of = |id: &EndpointId| fleet.members[id.0 as usize].watch.memory().traffic_over(window, quarter);
-            fleet.services.iter().map(|(service, ids)| (service.clone(), ids.iter().filter_map(of).fold((0.0, 0.0), plus))).collect()
-        })
-    }
-
     /// Those of a service, and of all others of its environment.
     fn service_and_rest(&mut self, fleet: &Fleet, window: usize, quarter: i64, service: &(String, String)) -> [(f32, f32); 2] {
-        let sums = self.over(fleet, window, quarter);
-        let rest = sums.iter().filter(|(other, _)| *other != service && other.1 == service.1).map(|(_, sum)| *sum).fold((0.0, 0.0), plus);
-        [sums.get(service).copied().unwrap_or_default(), rest]
+        let sums = self.0.entry(window).or_insert_with(|| {
+            let mut sums = OfWindow::default();
+            let of = |id: &EndpointId| fleet.members[id.0 as usize].watch.memory().traffic_over(window, quarter);
+            for (service, ids) in &fleet.services {
+                let sum = ids.iter().filter_map(of).fold((0.0, 0.0), plus);
+                sums.services.insert(service.clone(), sum);
+                let all = sums.envs.entry(service.1.clone()).or_default();
+                *all = plus(*all, sum);
+            }
+            sums
+        });
+        let own = sums.services.get(service).copied().unwrap_or_default();
+        [own, minus(sums.envs.get(&service.1).copied().unwrap_or_default(), own)]
     }
 }
 
