@@ -536,6 +536,24 @@ mod tests {
         assert_eq!(begun.iter().map(|f| f.endpoint.route.as_str()).collect::<Vec<_>>(), ["/0"]);
     }
 
+    /// Each service alone has no siblings that could tell; but the day is the same for all of them.
+    #[test]
+    fn a_holiday_of_all_services_raises_nothing_and_an_outage_at_noon_does() {
+        let of = ["shop", "mail", "cards", "gifts"];
+        let night = |at: i64| at % 96 < 32;
+        let usual = |at: i64| if night(at) { 4 } else { 12 };
+        let holiday = |_: u32, at: i64| if (15 * 96..16 * 96).contains(&at) { usual(at) / 4 } else { usual(at) };
+        assert_eq!(services_at(17, &of, |_| (), holiday, |_| 1.0), []);
+        // What breaks on such a day is told.
+        let broken = |n: u32, at: i64| if n == 1 && (15 * 96 + 48..16 * 96).contains(&at) { 0 } else { holiday(n, at) };
+        let found = services_at(17, &of, |_| (), broken, |_| 1.0);
+        let begun: Vec<_> = found.iter().filter(|f| f.stage == Stage::Begun).map(|f| f.endpoint.service.as_str()).collect();
+        assert_eq!(begun, ["mail"]);
+        // And so is what breaks everywhere at noon.
+        let outage = |_: u32, at: i64| if (15 * 96 + 48..16 * 96).contains(&at) { 3 } else { usual(at) };
+        assert!(services_at(17, &of, |_| (), outage, |_| 1.0).iter().any(|f| f.stage == Stage::Begun));
+    }
+
     #[test]
     fn a_service_that_falls_silent_is_one_incident_and_its_return_ends_it() {
         let (stop, back) = (15 * 96 + 40, 15 * 96 + 60);

@@ -236,14 +236,17 @@ impl Memory {
         let ends_day = (hour + 1).rem_euclid(24) == 0;
         // But for the tail only p95 is asked for: most timings are well below it, and how many they are is enough.
         let well_below = self.p95.back(0).and_then(Height::get).map(|p95| mean + p95 - WELL_BELOW).filter(|_| !ends_day);
-        reference.residuals(day, well_below, scratch);
+        reference.residuals(day, well_below, |_| 0.0, scratch);
         if well_below.is_some() && scratch.quantile(0.95).is_none() {
-            reference.residuals(day, None, scratch);
+            reference.residuals(day, None, |_| 0.0, scratch);
         }
         let n = scratch.total() as f32;
         let p95 = if n < P95_REQUESTS_MIN { None } else { scratch.quantile(0.95) };
         self.p95.push(p95.map_or(Height::default(), |p95| Height::new(p95 - mean)));
         if ends_day && n >= DAY_REQUESTS_MIN {
+            // Hours that are slow as a whole are no tail: each block is measured from its own level.
+            let off: [f32; DAY_BLOCKS] = std::array::from_fn(|ago| self.blocks.back(ago).and_then(|(_, level)| level.get()).map_or(0.0, |level| level - mean));
+            reference.residuals(day, None, |of| off[usize::try_from((hour - of) / BLOCK_HOURS).unwrap_or(0).min(DAY_BLOCKS - 1)], scratch);
             let median = scratch.quantile(0.5).unwrap_or(0.0);
             let mut beyond = [Count::default(); TAILS];
             for (kept, cut) in beyond.iter_mut().zip(reference.cuts) {
@@ -278,13 +281,6 @@ impl Memory {
     #[must_use]
     pub fn level(&self, quarters: usize) -> Mean {
         self.fast.mean(quarters)
-    }
-
-    /// Requests of the last quarters of an hour, whether their level is known or not: up to six hours of quarters, else the hours of a day.
-    #[must_use]
-    pub fn requests(&self, quarters: usize) -> Option<f32> {
-        let (ring, n) = if quarters <= 24 { (&self.fast.quarters, quarters) } else { (&self.fast.hours, quarters / 4) };
-        (ring.len() >= n).then(|| (0..n).filter_map(|ago| ring.back(ago)).map(|(count, _)| count.get()).sum())
     }
 
     /// The level of the days before the last quarters of an hour, to whole blocks.
@@ -327,6 +323,13 @@ impl Memory {
     #[must_use]
     pub fn traffic_of(&self, hours: usize) -> Option<(f32, f32)> {
         self.traffic.recent(hours)
+    }
+
+    /// Requests of the quarters of an hour that end with this one, which was taken in, and the mean of what earlier weeks had in them.
+    #[must_use]
+    pub fn traffic_over(&self, quarters: usize, quarter: i64) -> Option<(f32, f32)> {
+        let running = usize::try_from((quarter + 1).rem_euclid(4)).unwrap_or(0);
+        self.traffic.over(quarters, running, &self.fast.quarters)
     }
 
     /// The share of its daily work that was done today.

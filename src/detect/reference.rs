@@ -306,16 +306,16 @@ impl Reference {
         Some(Self { from_hour, season, clip, variance, median: centre, cuts, shares, p95_offset, requests: all.total() })
     }
 
-    /// The levels of some timings over this one, in place of what was in `into`; those below a level only as their number.
+    /// The levels of some timings over this one and over what their hour wandered from it, in place of what was in `into`; those below a level only as their number.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "microseconds")]
-    pub(super) fn residuals(&self, parts: &[Part<'_>], below: Option<f32>, into: &mut Residuals) {
+    pub(super) fn residuals(&self, parts: &[Part<'_>], below: Option<f32>, wander: impl Fn(i64) -> f32, into: &mut Residuals) {
         into.clear();
         // What rounding does to a level is far less than a cell.
         into.whole_from = below.map(|level| cell_of(level) + 2);
         let (mut hour, mut shift, mut bucket) = (i64::MIN, 0.0, 0);
         for part in parts {
             if part.hour != hour {
-                (hour, shift) = (part.hour, self.season(part.hour) + self.median);
+                (hour, shift) = (part.hour, self.season(part.hour) + self.median + wander(part.hour));
                 bucket = below.map_or(0, |level| Digits::Two.bucket_of(libm::expf(level + shift) as u64));
             }
             into.add_from(bucket, part.timings, shift);
@@ -359,8 +359,8 @@ mod tests {
             let reference = learnt(&days);
             let parts: Vec<Part<'_>> = (0..).zip(&days).map(|(quarter, timings)| Part { hour: quarter / 4, timings }).collect();
             let (mut whole, mut upper) = (Residuals::new(), Residuals::new());
-            reference.residuals(&parts, None, &mut whole);
-            reference.residuals(&parts, Some(level), &mut upper);
+            reference.residuals(&parts, None, |_| 0.0, &mut whole);
+            reference.residuals(&parts, Some(level), |_| 0.0, &mut upper);
             prop_assert_eq!(whole.total(), upper.total());
             let exact = whole.quantile(q).unwrap();
             match upper.quantile(q) {

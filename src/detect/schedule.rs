@@ -16,6 +16,8 @@ const DISPERSION_MAX: f32 = 0.3;
 const WORK_MIN: f32 = 10.0;
 /// The share by which a run is as good as done.
 const DONE: f32 = 0.98;
+/// The share below which it has not begun.
+const BEGUN: f32 = 0.02;
 
 /// What is remembered of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,11 +94,13 @@ impl Schedule {
         let n = f32::from(DAYS);
         let usual = days().map(|d| f32::from(d.0)).sum::<f32>() / n;
         let variance = days().map(|d| (f32::from(d.0) - usual).powi(2)).sum::<f32>() / (n - 1.0);
-        let due = days().map(|d| d.1).max()?;
+        let done = f32::from(self.today.last().copied().unwrap_or(0));
+        // Where nothing is done yet, clocks may have gone back an hour: twice a year that is why.
+        let late = u8::from(done < BEGUN * usual);
+        let due = (days().map(|d| d.1).max()? + late).min(23);
         if usual < WORK_MIN || variance > DISPERSION_MAX * usual || of_day < due {
             return None;
         }
-        let done = f32::from(self.today.last().copied().unwrap_or(0));
         let sd = variance.sqrt().max(0.25);
         let missing = usual - done;
         (missing > (6.0 * sd).max(0.1 * usual).max(3.0)).then_some(Unfinished { done, usual, score: missing / sd })
@@ -126,6 +130,21 @@ mod tests {
         let told = nights(&counts);
         assert_eq!(told.iter().map(|t| (t.0, t.1)).collect::<Vec<_>>(), [(17, 2)]);
         assert!((told[0].2.done - 150.0).abs() < 0.5 && (told[0].2.usual - 398.0).abs() < 1.0);
+    }
+
+    /// From one day on it comes an hour later, as clocks went back; on the last day it does not come at all.
+    #[test]
+    fn a_run_that_has_not_begun_is_given_an_hour() {
+        let mut schedule = Schedule::default();
+        let mut told = Vec::new();
+        for night in 0..20 {
+            for hour in 0..24 {
+                let begins = if night < 16 { 2 } else { 3 };
+                let requests = if hour == begins && night < 19 { 400 } else { 0 };
+                told.extend(schedule.hour(hour, requests).map(|_| (night, hour)));
+            }
+        }
+        assert_eq!(told, [(19, 4)]);
     }
 
     /// Counts as of a Poisson process with mean 60: a dispersion of 1 (Cox & Lewis 1966) is no plan.

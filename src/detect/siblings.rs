@@ -7,7 +7,9 @@
 use super::tail::signed_root;
 
 /// Spread of an endpoint's share of its service from hour to hour.
-const SHARE_SPREAD: f32 = 0.1;
+pub const SHARE_SPREAD: f32 = 0.1;
+/// Spread of a service's share of all traffic: a holiday empties offices more than kitchens.
+pub const SERVICE_SPREAD: f32 = 0.25;
 /// Requests that siblings must be expected to have.
 const SIBLINGS_MIN: f32 = 20.0;
 
@@ -22,15 +24,15 @@ pub enum Share {
     Unknown,
 }
 
-/// Compares an endpoint's requests (seen, expected) with those of the rest of its service over the same quarters.
+/// Compares an endpoint's requests (seen, expected) with those of the rest, of its service or of all, over the same quarters.
 #[must_use]
-pub fn share(own: (f32, f32), siblings: (f32, f32), threshold: f32) -> Share {
+pub fn share(own: (f32, f32), siblings: (f32, f32), spread: f32, threshold: f32) -> Share {
     if siblings.1 < SIBLINGS_MIN || siblings.0 < 1.0 {
         return Share::Unknown;
     }
     let common = siblings.0 / siblings.1;
     let expected = own.1 * common;
-    let variance = expected + expected * expected * (1.0 / siblings.0 + SHARE_SPREAD * SHARE_SPREAD);
+    let variance = expected + expected * expected * (1.0 / siblings.0 + spread * spread);
     let score = -signed_root(own.0, expected) * (expected / variance).sqrt();
     if score > threshold { Share::Fell(score) } else { Share::Kept(score) }
 }
@@ -41,16 +43,16 @@ mod tests {
 
     #[test]
     fn a_quiet_holiday_keeps_the_share_and_broken_orders_do_not() {
-        assert!(matches!(share((65.0, 100.0), (650.0, 1000.0), 3.0), Share::Kept(_)));
-        assert!(matches!(share((30.0, 100.0), (650.0, 1000.0), 3.0), Share::Fell(_)));
-        assert!(matches!(share((30.0, 100.0), (980.0, 1000.0), 3.0), Share::Fell(_)));
-        assert_eq!(share((3.0, 10.0), (5.0, 10.0), 3.0), Share::Unknown);
+        assert!(matches!(share((65.0, 100.0), (650.0, 1000.0), SHARE_SPREAD, 3.0), Share::Kept(_)));
+        assert!(matches!(share((30.0, 100.0), (650.0, 1000.0), SHARE_SPREAD, 3.0), Share::Fell(_)));
+        assert!(matches!(share((30.0, 100.0), (980.0, 1000.0), SHARE_SPREAD, 3.0), Share::Fell(_)));
+        assert_eq!(share((3.0, 10.0), (5.0, 10.0), SHARE_SPREAD, 3.0), Share::Unknown);
     }
 
     /// The conditional test of Przyborowski & Wilenski: 15 against 60 where 1 to 1 was expected has a binomial chance of 7e-8, about 5.3 standard deviations.
     #[test]
     fn without_spread_it_is_near_the_conditional_binomial() {
-        let Share::Fell(score) = share((15.0, 60.0), (60.0, 60.0), 0.0) else { panic!("it fell") };
+        let Share::Fell(score) = share((15.0, 60.0), (60.0, 60.0), SHARE_SPREAD, 0.0) else { panic!("it fell") };
         let without = -signed_root(15.0, 60.0) / (1.0_f32 + 1.0).sqrt();
         assert!(score < without && (without - 5.3).abs() < 0.4, "{score} {without}");
     }

@@ -1,4 +1,5 @@
-//! Shifts of the tail alone: more requests far beyond the day's own median than the reference had, while the median stays.
+//! Shifts of the tail alone: more requests far beyond the median of their own hours than the reference had, while the median stays. A day of which some hours are slow
+//! as a whole has no tail.
 //!
 //! # Source
 //! A scan over windows of days of a Poisson count against its expectation; the score is the signed root of the likelihood ratio
@@ -26,7 +27,7 @@ const BEFORE_MIN: usize = 10;
 pub struct TailDay {
     /// Requests.
     pub requests: Count,
-    /// Those beyond each cut from the day's own median.
+    /// Those beyond each cut from the median of the day, each block of hours measured from its own level.
     pub beyond: [Count; TAILS],
     /// Whether it is a Saturday or Sunday (to the day that holds its middle).
     pub weekend: bool,

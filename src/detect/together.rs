@@ -25,16 +25,61 @@ const TOGETHER_WITHIN: i64 = 96;
 const TOGETHER_CHANGE: f32 = 0.5;
 /// The share of them that is back when it is over.
 const TOGETHER_BACK: f32 = 0.7;
-/// Standard deviations by which an endpoint's share of its service must have fallen, and what a holiday leaves of the traffic of the rest.
-const SHARE_FELL: f32 = 3.0;
-const HOLIDAY: (f32, f32) = (0.35, 0.8);
+/// What a holiday leaves of the traffic of the rest; so much less is left of a deep one only.
+const HOLIDAY: (f32, f32) = (0.1, 0.8);
+const DEEP_HOLIDAY: f32 = 0.35;
+/// Traffic that was as ever before it broke off. A window so short at most, in quarters of an hour, can show that: in a longer one it may have happened anywhere.
+const AS_EVER: f32 = 0.8;
+const BREAK_WINDOW_MAX: usize = 16;
+/// Quarters of an hour in a day.
+const DAY_PARTS: usize = 96;
 /// Requests that should have come, for their absence not to be chance: `exp(-10)` is 0.00005.
 const NOT_BY_CHANCE: f32 = 10.0;
-/// An endpoint has lost its traffic with the others from this share of the last day's on.
+/// An endpoint has lost its traffic with the others from this share of what earlier weeks had on, where so many requests are to be expected.
 const QUIET_SHARE: f32 = 0.5;
+const SHARE_EXPECTED_MIN: f32 = 3.0;
+/// By how much more of its traffic an endpoint may have kept than those that were found.
+const ALIKE: f32 = 0.25;
 /// A change so long after a marker, or a little before it, may be its doing.
 const MARKER_AFTER_MS: i64 = 24 * 3_600_000;
 const MARKER_BEFORE_MS: i64 = 30 * 60_000;
+
+/// Requests (seen, expected) of each service, and of all of each environment, over windows of so many quarters that end now: summed when they are first asked for.
+#[derive(Default)]
+struct Sums(BTreeMap<usize, OfWindow>);
+
+#[derive(Default)]
+struct OfWindow {
+    services: BTreeMap<(String, String), (f32, f32)>,
+    envs: BTreeMap<String, (f32, f32)>,
+}
+
+impl Sums {
+    /// Those of a service, and of all others of its environment.
+    fn service_and_rest(&mut self, fleet: &Fleet, window: usize, quarter: i64, service: &(String, String)) -> [(f32, f32); 2] {
+        let sums = self.0.entry(window).or_insert_with(|| {
+            let mut sums = OfWindow::default();
+            let of = |id: &EndpointId| fleet.members[id.0 as usize].watch.memory().traffic_over(window, quarter);
+            for (service, ids) in &fleet.services {
+                let sum = ids.iter().filter_map(of).fold((0.0, 0.0), plus);
+                sums.services.insert(service.clone(), sum);
+                let all = sums.envs.entry(service.1.clone()).or_default();
+                *all = plus(*all, sum);
+            }
+            sums
+        });
+        let own = sums.services.get(service).copied().unwrap_or_default();
+        [own, minus(sums.envs.get(&service.1).copied().unwrap_or_default(), own)]
+    }
+}
+
+fn plus(a: (f32, f32), b: (f32, f32)) -> (f32, f32) {
+    (a.0 + b.0, a.1 + b.1)
+}
+
+fn minus(a: (f32, f32), b: (f32, f32)) -> (f32, f32) {
+    ((a.0 - b.0).max(0.0), (a.1 - b.1).max(0.0))
+}
 
 /// Endpoints of a service that changed together.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -152,7 +197,8 @@ impl Fleet {
             }
             !is_over
         });
-        let (holiday, news): (News, News) = news.into_iter().partition(|(id, finding)| self.is_holiday(*id, finding));
+        let mut sums = Sums::default();
+        let (holiday, news): (News, News) = news.into_iter().partition(|(id, finding)| self.is_holiday(quarter, *id, finding, &mut sums));
         for (id, _) in holiday {
             self.members[id.0 as usize].watch.forget_traffic();
         }
@@ -216,16 +262,33 @@ impl Fleet {
         an_hour * f32::from(self.kept.nothing_for) / 4.0 >= NOT_BY_CHANCE
     }
 
-    /// Whether the rest of the service is as quiet as this endpoint, and not dead: then it is the day and not the endpoint.
-    fn is_holiday(&self, id: EndpointId, finding: &Finding) -> bool {
+    /// Whether the rest is as quiet as this endpoint, and not dead: then it is the day and not the endpoint. The rest are all other services, as a day is the same for
+    /// all; where there are none, or where they are busy, it is the rest of the service, which is a holiday of its own customers only if it is no deep one.
+    fn is_holiday(&self, quarter: i64, id: EndpointId, finding: &Finding, sums: &mut Sums) -> bool {
         let Finding::Collapse(collapse) = finding else { return false };
-        let own = &self.members[id.0 as usize].key;
-        let hours = collapse.quarters.div_ceil(4);
-        let service = (own.service.clone(), own.env.clone());
-        let others = self.services.get(&service).into_iter().flatten().filter(|other| **other != id).map(|other| &self.members[other.0 as usize]);
-        let sums = others.filter_map(|m| m.watch.memory().traffic_of(hours)).fold((0.0, 0.0), |sum, (seen, expected)| (sum.0 + seen, sum.1 + expected));
-        let kept = matches!(siblings::share((collapse.seen, collapse.expected), sums, SHARE_FELL), Share::Kept(_));
-        kept && (HOLIDAY.0..HOLIDAY.1).contains(&(sums.0 / sums.1))
+        let member = &self.members[id.0 as usize];
+        let service = (member.key.service.clone(), member.key.env.clone());
+        let own = (collapse.seen, collapse.expected);
+        // All through the day the share is asked for as often as the traffic is, so it must show as much.
+        let threshold = self.thresholds[usize::from(!member.critical)].traffic.0;
+        let own_of = |window: usize| member.watch.memory().traffic_over(window, quarter).unwrap_or_default();
+        let [of_service, rest] = sums.service_and_rest(self, collapse.quarters, quarter, &service);
+        let siblings = minus(of_service, own_of(collapse.quarters));
+        let by_siblings = siblings::share(own, siblings, siblings::SHARE_SPREAD, threshold);
+        if matches!(by_siblings, Share::Fell(_)) {
+            return false;
+        }
+        let is_left = |(seen, expected): (f32, f32)| (HOLIDAY.0..HOLIDAY.1).contains(&(seen / expected));
+        let by_rest = siblings::share(own, rest, siblings::SERVICE_SPREAD, threshold);
+        if matches!(by_rest, Share::Kept(_)) && is_left(rest) {
+            let rest_of = |sums: &mut Sums, window: usize| sums.service_and_rest(self, window, quarter, &service)[1];
+            return rest.0 >= DEEP_HOLIDAY * rest.1 || !broke_off(collapse.quarters, |window| rest_of(sums, window));
+        }
+        if !matches!(by_siblings, Share::Kept(_)) || !is_left(siblings) {
+            return false;
+        }
+        let siblings_of = |sums: &mut Sums, window: usize| minus(sums.service_and_rest(self, window, quarter, &service)[0], own_of(window));
+        siblings.0 >= DEEP_HOLIDAY * siblings.1 || matches!(by_rest, Share::Unknown) && !broke_off(collapse.quarters, |window| siblings_of(sums, window))
     }
 
     /// What the traffic of a service has in common, if most of its endpoints have lost theirs.
@@ -233,10 +296,16 @@ impl Fleet {
     fn quiet_service(&mut self, quarter: i64, service: &(String, String), found: &[(EndpointId, Finding)]) -> Option<Found> {
         let quarters = found.iter().filter_map(|(_, f)| if let Finding::Collapse(c) = f { Some(c.quarters) } else { None }).max()?;
         let watched = self.services.get(service)?;
-        let shares = watched.iter().filter_map(|id| Some((*id, self.members[id.0 as usize].watch.traffic_share(quarters)?)));
+        let shares = watched.iter().filter_map(|id| {
+            let (seen, expected) = self.members[id.0 as usize].watch.memory().traffic_over(quarters, quarter)?;
+            (expected >= SHARE_EXPECTED_MIN).then_some((*id, seen / expected))
+        });
         let shares: Vec<(EndpointId, f32)> = shares.collect();
         let known = self.kept.quiet.get(service);
-        let mut members: BTreeSet<EndpointId> = shares.iter().filter(|(_, share)| *share <= QUIET_SHARE).map(|(id, _)| *id).collect();
+        // On a holiday all have lost some: with one that broke goes who has lost about as much.
+        let most = found.iter().filter_map(|(_, f)| if let Finding::Collapse(c) = f { Some(c.seen / c.expected) } else { None }).fold(0.0, f32::max);
+        let is_alike = |share: f32| share <= QUIET_SHARE.min(most + ALIKE);
+        let mut members: BTreeSet<EndpointId> = shares.iter().filter(|(_, share)| is_alike(*share)).map(|(id, _)| *id).collect();
         members.extend(found.iter().map(|(id, _)| *id));
         if known.is_none() && (members.len() < TOGETHER_MIN || (members.len() as f32) < TOGETHER_SHARE * shares.len() as f32) {
             return None;
@@ -287,6 +356,18 @@ impl Fleet {
         let name = [marker.title.as_str(), marker.version.as_str()].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>().join(" ");
         Some(if name.is_empty() { format!("the marker of {}", marker.ts) } else { name })
     }
+}
+
+/// Whether traffic was as ever until it broke off in the busy hours of its day. A holiday does not begin so: on its morning nobody comes.
+fn broke_off(window: usize, mut traffic: impl FnMut(usize) -> (f32, f32)) -> bool {
+    if window > BREAK_WINDOW_MAX {
+        return false;
+    }
+    let now = traffic(window);
+    let before = minus(traffic(2 * window), now);
+    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
+    let of_day = traffic(DAY_PARTS).1 * window as f32 / DAY_PARTS as f32;
+    before.0 >= AS_EVER * before.1 && now.1 >= of_day
 }
 
 fn service_is_over(members: &[Member], service: &(String, String), together: &Together, quarter: i64, kind: Kind) -> Found {

@@ -1,8 +1,8 @@
 //! Collapse of traffic and silence: the last quarter of an hour to day against the same hours of earlier weeks.
 //!
 //! # Source
-//! A Poisson count with a gamma-like spread of its rate (negative binomial; Greenwood & Yule, J. R. Stat. Soc. 83, 1920) on a log scale. Two
-//! nulls must fall: nothing has changed, and an ordinary lull (a holiday at two thirds of the usual traffic), each by its own bound.
+//! A Poisson count with a gamma-like spread of its rate (negative binomial; Greenwood & Yule, J. R. Stat. Soc. 83, 1920) on a log scale. Three
+//! nulls must fall: nothing has changed, an ordinary lull (a holiday at two thirds of the usual traffic), and people whose clocks went forward or back an hour.
 
 use serde::{Deserialize, Serialize};
 
@@ -118,15 +118,25 @@ impl Traffic {
             }
             let spread = SPREAD_OF_WINDOW[index] * scale * scale * known;
             let ratio = |mean: f32| {
+                if mean <= 0.0 {
+                    return 0.0;
+                }
                 let variance = mean + mean * mean * spread + mean * mean / expected * (known - 1.0);
                 -super::tail::signed_root(seen, mean) * (mean / variance).sqrt()
             };
-            let (score, lull_score) = (ratio(expected), ratio(LULL * expected));
+            let (mut score, mut lull_score) = (ratio(expected), ratio(LULL * expected));
             if best.is_some_and(|b| score <= b.score) {
                 continue;
             }
             let least = *least.get_or_insert_with(&thresholds);
-            if score > least.0 && lull_score > least.1 {
+            let is_told = |score: f32, lull_score: f32| score > least.0 && lull_score > least.1;
+            if !is_told(score, lull_score) {
+                continue;
+            }
+            // Seldom, so it may cost something.
+            let clocks = expected * self.by_other_clocks(window, done, weeks * 7 - 2);
+            (score, lull_score) = (score.min(ratio(clocks)), lull_score.min(ratio(LULL * clocks)));
+            if is_told(score, lull_score) && best.is_none_or(|b| score > b.score) {
                 best = Some(Collapse { score, threshold: least.0, lull_score, seen, expected, quarters: window });
             }
         }
@@ -136,6 +146,26 @@ impl Traffic {
     /// Whole weeks that are known before so many hours back, at most four.
     fn weeks_before(&self, hours: usize) -> usize {
         (self.hours.len().saturating_sub(hours) / WEEK_HOURS).min(4)
+    }
+
+    /// What a window that ends now would have, in units of what it has as a rule, were all clocks an hour earlier or later: the less of both, at most 1. At nine in the
+    /// morning that is nearly nothing, at noon as much as ever. The mean over so many days: of one there are too few requests.
+    #[expect(clippy::cast_precision_loss, reason = "quarters of an hour")]
+    fn by_other_clocks(&self, window: usize, done: usize, days: usize) -> f32 {
+        let [mut early, mut usual, mut late] = [0.0_f32; 3];
+        for day in 1..=days {
+            let (mut summed, mut hour) = (0, day * 24 - 1);
+            while summed < window {
+                let in_hour = if summed == 0 { done } else { 4 };
+                let part = in_hour.min(window - summed);
+                let of = |ago: usize| self.hours.back(ago).unwrap_or_default().get() * part as f32;
+                usual += of(hour);
+                early += of(hour + 1);
+                late += of(hour - 1);
+                (summed, hour) = (summed + part, hour + 1);
+            }
+        }
+        (early.min(late) / usual.max(f32::MIN_POSITIVE)).min(1.0)
     }
 
     /// Requests of the hour that is running now, a week before.
@@ -157,6 +187,33 @@ impl Traffic {
             *past = sum((week + 1) * WEEK_HOURS);
         }
         Some((sum(0), median(&past[..weeks])))
+    }
+
+    /// Requests of a window of quarters that ends now, `done` of which (0 to 3) are in the running hour, and the mean of what earlier weeks had in it: means of very many
+    /// endpoints add up, medians of a few requests do not. `None` before a week is known.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
+    pub fn over(&self, window: usize, done: usize, quarters: &Ring<super::fast::Cell>) -> Option<(f32, f32)> {
+        let weeks = (self.hours.len().saturating_sub(window / 4 + 1) / WEEK_HOURS).min(4);
+        if weeks == 0 {
+            return None;
+        }
+        let hour = |ago: usize| self.hours.back(ago).unwrap_or_default().get();
+        let running = done.min(window);
+        let mut seen: f32 = (0..running.min(quarters.len())).filter_map(|ago| quarters.back(ago)).map(|(count, _)| count.get()).sum();
+        let mut past: f32 = (1..=weeks).map(|week| hour(week * WEEK_HOURS - 1)).sum::<f32>() * running as f32 / 4.0;
+        let (mut summed, mut ago) = (running, 0);
+        while summed < window {
+            let part = (window - summed).min(4);
+            seen += if summed + part <= quarters.len() {
+                (summed..summed + part).filter_map(|ago| quarters.back(ago)).map(|(count, _)| count.get()).sum::<f32>()
+            } else {
+                hour(ago) * part as f32 / 4.0
+            };
+            past += (1..=weeks).map(|week| hour(week * WEEK_HOURS + ago)).sum::<f32>() * part as f32 / 4.0;
+            (summed, ago) = (summed + part, ago + 1);
+        }
+        Some((seen, past / weeks as f32))
     }
 
     /// How far the last hours were from the same hours of earlier weeks, in units of what is expected of the fleet.
@@ -252,6 +309,29 @@ mod tests {
             let found = traffic.judge(4, &quarters, || (0.0, 0.0)).unwrap();
             assert!((found.expected / 5.0 - found.quarters as f32).abs() < 1e-3, "{found:?}");
         }
+    }
+
+    /// People who come from eight to six, an hour later than before from one day on: no hour of that day is a collapse. If they stay away, it is told in the morning.
+    #[test]
+    fn clocks_that_change_are_no_collapse() {
+        let told = |first: usize, last: usize| {
+            let (mut traffic, mut quarters, mut told) = (Traffic::default(), Ring::new(24), None);
+            for hour in 0..672 + 24 {
+                let today = hour >= 672;
+                let is_busy = if today { (first..last).contains(&(hour % 24)) } else { (8..18).contains(&(hour % 24)) };
+                let per_quarter = if is_busy { 10 } else { 1 };
+                for done in 1..=4 {
+                    quarters.push((Count::new(per_quarter), Level::default()));
+                    if today && traffic.judge(done, &quarters, || (4.4, 2.0)).is_some() {
+                        told.get_or_insert(hour % 24);
+                    }
+                }
+                traffic.push_hour(Count::new(per_quarter * 4));
+            }
+            told
+        };
+        assert_eq!((told(9, 19), told(7, 17), told(8, 18)), (None, None, None));
+        assert_eq!(told(24, 24), Some(9));
     }
 
     #[test]

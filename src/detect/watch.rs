@@ -124,16 +124,6 @@ impl Watch {
         self.memory.level(quarters).n.round() as u64
     }
 
-    /// Requests of the last quarters of an hour (up to six hours), as a share of those of the same time over the last day; `None` where too few are to be expected.
-    #[must_use]
-    pub fn traffic_share(&self, quarters: usize) -> Option<f32> {
-        let quarters = quarters.min(24);
-        let (day, now) = (self.memory.requests(96)?, self.memory.requests(quarters)?);
-        #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
-        let expected = (day - now).max(0.0) / (96 - quarters) as f32 * quarters as f32;
-        (expected >= 3.0).then_some(now / expected)
-    }
-
     /// Remembers what was found, to say when it is over. What is open already stays as it began.
     pub fn begun(&mut self, quarter: i64, finding: &Finding) {
         let level = |quarters: usize, change: f32| (Of::Level, self.memory.level(quarters).level - change, change);
