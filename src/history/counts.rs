@@ -1,7 +1,7 @@
 //! The counts of a frame, as bytes in the order of slot and endpoint: written once when a commit is folded, appended to the log as they are, and read again by whoever takes
 //! the frame in, live or later. Nothing in between is built.
 //!
-//! Layout (numbers are LEB128 varints, but for distances: see [`put_distance`]):
+//! Layout (numbers are LEB128 varints, but for distances: see `put_distance`):
 //! ```text
 //! slot · cells · 0 · slot · cells · 0 · …       to the end of the section; cells ascending by endpoint
 //! cell = endpoint + 1 (the first) or its distance to the one before + 1

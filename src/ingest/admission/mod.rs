@@ -1,7 +1,7 @@
 //! What one line says, checked: the endpoint, the time, the durations, the outcome. A line is taken whole or refused with its reason.
 //!
-//! Three ways lead to a batch: any line the general way, here; plain timings of JSON, which wait until several can be looked up together ([`plain`]); timings in whole numbers of an
-//! endpoint that was looked up once for many ([`named`]). An ordinary timing of an endpoint that has a number ends as 64 bits by both of the latter, without a lock or an allocation of
+//! Three ways lead to a batch: any line the general way, here; plain timings of JSON, which wait until several can be looked up together (`plain`); timings in whole numbers of an
+//! endpoint that was looked up once for many (`named`). An ordinary timing of an endpoint that has a number ends as 64 bits by both of the latter, without a lock or an allocation of
 //! its own.
 
 mod named;

@@ -46,7 +46,7 @@ pub struct Naming<'a> {
 pub struct Numeric<'a> {
     pub ts: Timestamp,
     pub us: u64,
-    /// Its place in [`Outcome::ALL`].
+    /// Its place in [`crate::counting::Outcome::ALL`].
     pub outcome: u64,
     pub weight: u64,
     pub count: u64,
