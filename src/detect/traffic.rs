@@ -194,7 +194,7 @@ impl Traffic {
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "quarters of a day")]
     pub fn over(&self, window: usize, done: usize, quarters: &Ring<super::fast::Cell>) -> Option<(f32, f32)> {
-        let weeks = (self.hours.len().saturating_sub(window / 4 + 1) / WEEK_HOURS).min(4);
+        let weeks = self.weeks_before(window / 4 + 1);
         if weeks == 0 {
             return None;
         }
