@@ -46,6 +46,11 @@ impl Chance {
 
 /// An endpoint at 20 requests an hour with the wander of real services; `growth` and `traffic` by the day since the beginning.
 fn endpoint(seed: u64, growth: impl Fn(f64) -> f64, traffic: impl Fn(f64) -> f64) -> Vec<Histogram> {
+    endpoint_apart(seed, growth, |_| 0.5, traffic)
+}
+
+/// Likewise, `apart` being the standard deviation of a request's log duration.
+fn endpoint_apart(seed: u64, growth: impl Fn(f64) -> f64, apart: impl Fn(f64) -> f64, traffic: impl Fn(f64) -> f64) -> Vec<Histogram> {
     let mut chance = Chance(seed);
     let (mut slow, mut fast) = (0.055 * chance.normal(), 0.045 * chance.normal());
     let (keep_slow, keep_fast) = ((-0.25_f64 / 36.0).exp(), (-0.25_f64 / 1.5).exp());
@@ -57,7 +62,7 @@ fn endpoint(seed: u64, growth: impl Fn(f64) -> f64, traffic: impl Fn(f64) -> f64
             let busy = 1.0 - 0.6 * (std::f64::consts::TAU * (day - 0.17)).cos();
             let mut timings = Histogram::default();
             for _ in 0..chance.poisson(5.0 * busy * traffic(day)) {
-                let us = 100_000.0 * growth(day) * (0.5 * chance.normal() + slow + fast).exp();
+                let us = 100_000.0 * growth(day) * (apart(day) * chance.normal() + slow + fast).exp();
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "well inside the grid")]
                 timings.record(us as u64, 1);
             }
@@ -106,6 +111,28 @@ fn a_creep_of_five_percent_a_day_is_seen_within_nine_days_and_dated() {
     }
     delays.sort_by(f64::total_cmp);
     assert!(delays[6] <= 7.5 && delays[11] <= 11.0, "{delays:?}");
+}
+
+/// What contention does: from day 20 on the level rises by half a per cent a day, the spread by three. And spreads that are wide at weekends are nothing.
+#[test]
+fn requests_that_draw_apart_are_told_before_their_level_is() {
+    let is_apart = |finding: &Finding| matches!(finding, Finding::Apart(_));
+    let told = |said: &[(f64, Finding)]| said.iter().find(|s| s.0 > 20.0 && is_latency(&s.1)).map_or(f64::INFINITY, |s| s.0 - 20.0);
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for seed in 300..308 {
+        let quarters = endpoint_apart(seed, |day| 1.0 + 0.005 * (day - 20.0).max(0.0), |day| 0.5 + 0.015 * (day - 20.0).max(0.0), |_| 1.0);
+        let thresholds = Thresholds::of(0.01, true);
+        with.push(told(&run(&quarters, &thresholds).0));
+        without.push(told(&run(&quarters, &Thresholds { spread: f32::MAX, ..thresholds }).0));
+        let weekends = |day: f64| if day.rem_euclid(7.0) >= 5.0 { 0.65 } else { 0.5 };
+        let (said, _) = run(&endpoint_apart(seed, |_| 1.0, weekends, |_| 1.0), &Thresholds::default());
+        assert!(!said.iter().any(|s| is_apart(&s.1)), "{seed}: {said:?}");
+    }
+    for delays in [&mut with, &mut without] {
+        delays.sort_by(f64::total_cmp);
+    }
+    println!("told after {with:?} days, without their spread after {without:?}");
+    assert!(with[4] <= 6.0 && with[7] <= 8.0 && without[4] >= with[4] + 1.5, "{with:?} {without:?}");
 }
 
 #[test]

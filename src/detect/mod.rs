@@ -16,6 +16,7 @@ pub mod reference;
 pub mod schedule;
 pub mod siblings;
 pub mod slow;
+pub mod spread;
 pub mod tail;
 mod together;
 mod told;
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::histogram::Histogram;
 use budget::Thresholds;
 use fast::{Cell, Mean};
-use packed::{Count, Height, Level, Ring};
+use packed::{Count, Height, Level, Ratio, Ring};
 use reference::{Part, Reference, Residuals, TAILS};
 
 /// Hours of a block of the slow path.
@@ -53,6 +54,8 @@ const TRAFFIC_REST_HOURS: i64 = 48;
 pub enum Finding {
     /// The level rises, or has risen at once, seen over days.
     Level(slow::Change),
+    /// Requests draw apart while the level rises.
+    Apart(spread::Apart),
     /// The level has risen within hours.
     Step(fast::Step),
     /// The level has risen since a marker.
@@ -184,6 +187,9 @@ impl Memory {
         }
         if levels && watch::is_slow_run(quarter) {
             self.p95.push(Height::default());
+            if (quarter + 1).rem_euclid(96) == 0 {
+                self.tail.push(tail::TailDay::default());
+            }
         }
     }
 
@@ -243,7 +249,10 @@ impl Memory {
         let n = scratch.total() as f32;
         let p95 = if n < P95_REQUESTS_MIN { None } else { scratch.quantile(0.95) };
         self.p95.push(p95.map_or(Height::default(), |p95| Height::new(p95 - mean)));
-        if ends_day && n >= DAY_REQUESTS_MIN {
+        let weekend = reference::slot_of(hour - 12) >= 24;
+        if ends_day && n < DAY_REQUESTS_MIN {
+            self.tail.push(tail::TailDay { apart: Ratio::new(None, weekend), ..tail::TailDay::default() });
+        } else if ends_day {
             // Hours that are slow as a whole are no tail: each block is measured from its own level.
             let off: [f32; DAY_BLOCKS] = std::array::from_fn(|ago| self.blocks.back(ago).and_then(|(_, level)| level.get()).map_or(0.0, |level| level - mean));
             reference.residuals(day, None, |of| off[usize::try_from((hour - of) / BLOCK_HOURS).unwrap_or(0).min(DAY_BLOCKS - 1)], scratch);
@@ -252,13 +261,14 @@ impl Memory {
             for (kept, cut) in beyond.iter_mut().zip(reference.cuts) {
                 *kept = Count::new(scratch.beyond(median + cut).round() as u64);
             }
-            let weekend = reference::slot_of(hour - 12) >= 24;
-            self.tail.push(tail::TailDay { requests: Count::new(n as u64), beyond, weekend });
+            let left = reference::left_of_deviation((0..DAY_BLOCKS).filter_map(|ago| Some(self.blocks.back(ago)?.0.get())));
+            let apart = libm::logf(scratch.deviation(mean, reference.room()) / (left * reference.deviation));
+            self.tail.push(tail::TailDay { requests: Count::new(n as u64), beyond, apart: Ratio::new(apart.is_finite().then_some(apart), weekend) });
         }
         if hour < self.latency_rests_until {
             return None;
         }
-        let found = self.judge_slow(reference, thresholds).or_else(|| self.judge_tail(reference, thresholds, hour));
+        let found = self.judge_slow(reference, thresholds).or_else(|| self.judge_day(reference, thresholds).filter(|_| ends_day));
         if found.is_some() {
             self.latency_rests_until = hour + LATENCY_REST_HOURS;
             self.rising_since = self.rising_since.min(hour);
@@ -369,17 +379,45 @@ impl Memory {
         best.filter(|c| c.score > thresholds.slow).map(Finding::Level)
     }
 
-    fn judge_tail(&self, reference: &Reference, thresholds: &Thresholds, hour: i64) -> Option<Finding> {
-        if (hour + 1).rem_euclid(24) != 0 {
-            return None;
+    /// What is judged once a day: the tail alone, and requests that draw apart.
+    fn judge_day(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
+        let shift = self.tail.judge(&reference.shares).filter(|shift| shift.score > thresholds.tail);
+        shift.map(Finding::Tail).or_else(|| self.judge_apart(reference, thresholds))
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn judge_apart(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
+        let (mut days, mut requests) = (Vec::with_capacity(slow::DAYS_MAX), 0.0);
+        for ago in 0..slow::DAYS_MAX {
+            let of_day = self.day(ago);
+            if let Some((spread, weekend)) = self.tail.apart(ago).filter(|_| of_day.n >= DAY_REQUESTS_MIN) {
+                days.push(spread::Day { level: of_day.level, spread, weekend });
+                requests += of_day.n;
+            }
         }
-        let shift = self.tail.judge(&reference.shares)?;
-        (shift.score > thresholds.tail).then_some(Finding::Tail(shift))
+        days.reverse();
+        let of_day = (requests / days.len() as f32).max(1.0);
+        let sampling = spread::Sampling { level: reference.variance / of_day, spread: reference.variance_of_spread() / of_day };
+        spread::best_change(&days, sampling).filter(|apart| apart.score > thresholds.spread).map(Finding::Apart)
+    }
+
+    /// How far apart the requests of the last days are, over the reference's, on average.
+    #[must_use]
+    pub fn apart(&self, days: usize) -> Option<f32> {
+        let known: Vec<f32> = (0..days).filter_map(|ago| Some(self.tail.apart(ago)?.0)).collect();
+        #[expect(clippy::cast_precision_loss, reason = "days")]
+        let n = known.len() as f32;
+        (known.len() == days).then(|| known.iter().sum::<f32>() / n)
     }
 
     /// The mean level of the day that ends so many days before the newest block.
     fn day_mean(&self, day: usize) -> f32 {
-        fast::mean_of((0..DAY_BLOCKS).filter_map(|b| self.blocks.back(day * DAY_BLOCKS + b))).level
+        self.day(day).level
+    }
+
+    /// Its requests and their mean level.
+    fn day(&self, day: usize) -> Mean {
+        fast::mean_of((0..DAY_BLOCKS).filter_map(|b| self.blocks.back(day * DAY_BLOCKS + b)))
     }
 
     fn daily_p95s(&self) -> Vec<f32> {

@@ -95,6 +95,38 @@ impl Height {
     }
 }
 
+/// A log ratio of 0.64 to 2.3 in steps of 1 %, or nothing, and whether its day is a Saturday or Sunday: in one byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Ratio(u8);
+
+const RATIO_STEPS: f32 = 100.0;
+/// The code of the ratio 1; 0 is nothing.
+const RATIO_ONE: f32 = 45.0;
+const RATIO_CODES: u8 = 0x7f;
+
+impl Ratio {
+    /// The nearest that can be kept.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to the range")]
+    pub fn new(log_ratio: Option<f32>, weekend: bool) -> Self {
+        let code = log_ratio.map_or(0, |r| (RATIO_ONE + r * RATIO_STEPS).round().clamp(1.0, f32::from(RATIO_CODES)) as u8);
+        Self(code | u8::from(weekend) << 7)
+    }
+
+    /// The log ratio, if there is one.
+    #[must_use]
+    pub fn get(self) -> Option<f32> {
+        let code = self.0 & RATIO_CODES;
+        (code != 0).then(|| (f32::from(code) - RATIO_ONE) / RATIO_STEPS)
+    }
+
+    /// Whether its day is a Saturday or Sunday.
+    #[must_use]
+    pub fn is_weekend(self) -> bool {
+        self.0 > RATIO_CODES
+    }
+}
+
 /// The last values, the newest first; no more than its capacity.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ring<T> {
@@ -170,6 +202,14 @@ mod tests {
         #[test]
         fn a_level_is_kept_within_a_step(level in -4.0_f32..4.0) {
             prop_assert!((Level::new(level).get().unwrap() - level).abs() <= 1.0001 / LEVEL_STEPS);
+        }
+
+        #[test]
+        fn a_ratio_is_kept_within_a_step(log_ratio in -0.44_f32..0.82, weekend in any::<bool>()) {
+            let kept = Ratio::new(Some(log_ratio), weekend);
+            prop_assert!((kept.get().unwrap() - log_ratio).abs() <= 0.501 / RATIO_STEPS);
+            prop_assert_eq!((kept.is_weekend(), Ratio::new(None, weekend)), (weekend, Ratio::new(None, kept.is_weekend())));
+            prop_assert_eq!(Ratio::new(None, weekend).get(), None);
         }
 
         #[test]

@@ -1,10 +1,12 @@
 //! What an endpoint was like when it was learnt: its season, the range that counts, the shape of its tail. Learnt once from
 //! fourteen days and then frozen: a reference that goes on learning absorbs the creep that it is there to see.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
+use super::BLOCK_HOURS;
 use super::packed::Level;
 use crate::histogram::{Digits, Histogram};
 
@@ -43,6 +45,8 @@ pub struct Reference {
     pub clip: (f32, f32),
     /// Variance of a request's log level inside the clip.
     pub variance: f32,
+    /// How far a request's log level lies from the mean of its block of hours, on average.
+    pub deviation: f32,
     /// The overall median.
     pub median: f32,
     /// Log distances from a day's median to the cuts of its tail.
@@ -223,6 +227,19 @@ impl Residuals {
         whole as f32 + part
     }
 
+    /// How far the levels lie from a centre, on average, each no further than a clip allows; both ends of it are distances from the centre.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "counts of a fortnight")]
+    pub fn deviation(&self, centre: f32, clip: (f32, f32)) -> f32 {
+        let (mut n, mut sum) = (0_u64, 0.0_f64);
+        for (at, count) in self.counts.iter().enumerate().filter(|(_, c)| **c > 0) {
+            let level = (self.first as f32 + at as f32 + 0.5) / CELLS - centre;
+            n += u64::from(*count);
+            sum += f64::from(level.clamp(clip.0, clip.1).abs()) * f64::from(*count);
+        }
+        (sum / n.max(1) as f64) as f32
+    }
+
     /// Mean and variance of the levels inside a clip.
     #[must_use]
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "counts of a fortnight")]
@@ -237,6 +254,17 @@ impl Residuals {
         let mean = sum / n.max(1.0);
         (mean as f32, ((squares / n.max(1.0) - mean * mean).max(0.0)) as f32)
     }
+}
+
+/// What is left of a mean deviation where the mean of each of these blocks of requests was taken from its own few (Bessel's correction, of deviations instead of squares).
+#[must_use]
+pub(super) fn left_of_deviation(requests: impl Iterator<Item = f32>) -> f32 {
+    let (mut n, mut left) = (0.0, 0.0);
+    for of_block in requests.filter(|n| *n >= 1.0) {
+        n += of_block;
+        left += of_block * (1.0 - 1.0 / of_block).sqrt();
+    }
+    if n > 0.0 { left / n } else { 0.0 }
 }
 
 impl Reference {
@@ -303,7 +331,38 @@ impl Reference {
         let p95_offset = all.quantile(0.95)? - without.quantile(0.95)?;
         let from_hour = parts.iter().map(|part| part.hour).min()?;
         let season = season.into_iter().map(Level::new).collect();
-        Some(Self { from_hour, season, clip, variance, median: centre, cuts, shares, p95_offset, requests: all.total() })
+        let mut learnt = Self { from_hour, season, clip, variance, deviation: 0.0, median: centre, cuts, shares, p95_offset, requests: all.total() };
+        learnt.deviation = learnt.deviation_of(parts, &mut without);
+        Some(learnt)
+    }
+
+    /// How far the requests of some parts lie from the mean of their block of hours, on average.
+    #[expect(clippy::cast_precision_loss, reason = "counts of a fortnight")]
+    fn deviation_of(&self, parts: &[Part<'_>], scratch: &mut Residuals) -> f32 {
+        let logs = logs_of_buckets();
+        let mut blocks: BTreeMap<i64, (f32, f32)> = BTreeMap::new();
+        for part in parts {
+            let (n, sum) = blocks.entry(part.hour.div_euclid(BLOCK_HOURS)).or_default();
+            let shift = self.season(part.hour);
+            part.timings.each_from(0, |bucket, count| {
+                *n += count as f32;
+                *sum += count as f32 * ((logs.of(bucket) - shift).clamp(self.clip.0, self.clip.1) - self.median);
+            });
+        }
+        self.residuals(parts, None, |hour| blocks.get(&hour.div_euclid(BLOCK_HOURS)).map_or(0.0, |(n, sum)| sum / n.max(1.0)), scratch);
+        scratch.deviation(0.0, self.room()) / left_of_deviation(blocks.values().map(|(n, _)| *n))
+    }
+
+    /// The distances from the median between which a request counts with its own level.
+    #[must_use]
+    pub(super) fn room(&self) -> (f32, f32) {
+        (self.clip.0 - self.median, self.clip.1 - self.median)
+    }
+
+    /// The variance that a request alone leaves in the logarithm of a mean deviation.
+    #[must_use]
+    pub(super) fn variance_of_spread(&self) -> f32 {
+        (self.variance / (self.deviation * self.deviation) - 1.0).max(0.2)
     }
 
     /// The levels of some timings over this one and over what their hour wandered from it, in place of what was in `into`; those below a level only as their number.

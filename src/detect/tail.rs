@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::packed::{Count, Ring};
+use super::packed::{Count, Ratio, Ring};
 use super::reference::TAILS;
 
 /// Days that are kept.
@@ -22,15 +22,15 @@ const COUNT_MIN: f32 = 6.0;
 /// Days before a window from which its expectation comes.
 const BEFORE_MIN: usize = 10;
 
-/// One day: its requests and those beyond each cut.
+/// One day: its requests, those beyond each cut, and how far apart they are. Without requests it is a day of which too little is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TailDay {
     /// Requests.
     pub requests: Count,
     /// Those beyond each cut from the median of the day, each block of hours measured from its own level.
     pub beyond: [Count; TAILS],
-    /// Whether it is a Saturday or Sunday (to the day that holds its middle).
-    pub weekend: bool,
+    /// How far apart its requests are, over the reference's; and whether it is a Saturday or Sunday (to the day that holds its middle).
+    pub apart: Ratio,
 }
 
 /// What is remembered for it.
@@ -74,22 +74,34 @@ impl Tail {
         self.days.push(day);
     }
 
+    /// How far apart the requests of a day so many before the last are, over the reference's, and whether it is a Saturday or Sunday.
+    #[must_use]
+    pub fn apart(&self, ago: usize) -> Option<(f32, bool)> {
+        let apart = self.days.back(ago)?.apart;
+        Some((apart.get()?, apart.is_weekend()))
+    }
+
+    /// Days of which enough is known, the last first.
+    fn known(&self) -> impl Iterator<Item = TailDay> {
+        (0..self.days.len()).filter_map(|ago| self.days.back(ago)).filter(|day| day.requests.get() > 0.0)
+    }
+
     /// Requests of the last days.
     #[must_use]
     pub fn requests(&self, days: usize) -> f32 {
-        (0..days).filter_map(|ago| self.days.back(ago)).map(|day| day.requests.get()).sum()
+        self.known().take(days).map(|day| day.requests.get()).sum()
     }
 
     /// The share beyond a cut over the last days; `None` with fewer days or no request.
     #[must_use]
     pub fn share(&self, cut: usize, days: usize) -> Option<f32> {
-        let (mut n, mut beyond) = (0.0, 0.0);
-        for ago in 0..days {
-            let day = self.days.back(ago)?;
+        let (mut n, mut beyond, mut seen) = (0.0, 0.0, 0);
+        for day in self.known().take(days) {
             n += day.requests.get();
             beyond += day.beyond.get(cut)?.get();
+            seen += 1;
         }
-        (n > 0.0).then(|| beyond / n)
+        (n > 0.0 && seen == days).then(|| beyond / n)
     }
 
     /// The best window that ends with the last day, against all days before it.
@@ -97,7 +109,7 @@ impl Tail {
     #[expect(clippy::cast_precision_loss, reason = "days")]
     pub fn judge(&self, shares: &[f32; TAILS]) -> Option<TailShift> {
         let mut best: Option<TailShift> = None;
-        let days: Vec<TailDay> = (0..self.days.len()).filter_map(|ago| self.days.back(ago)).collect();
+        let days: Vec<TailDay> = self.known().collect();
         for (cut, share) in shares.iter().enumerate() {
             for window in WINDOWS {
                 if window + BEFORE_MIN > days.len() {
@@ -110,7 +122,7 @@ impl Tail {
                     continue;
                 }
                 let shares = usual_shares(old, cut, *share);
-                let of = |d: &TailDay| d.requests.get() * shares[usize::from(d.weekend)];
+                let of = |d: &TailDay| d.requests.get() * shares[usize::from(d.apart.is_weekend())];
                 let expected: f32 = new.iter().map(of).sum();
                 // Without the worst day: what lasts an hour is no shift.
                 let worst = new.iter().max_by(|a, b| (a.beyond[cut].get() - of(a)).total_cmp(&(b.beyond[cut].get() - of(b))));
@@ -141,7 +153,7 @@ fn usual_shares(days: &[TailDay], cut: usize, share: f32) -> [f32; 2] {
         let (requests, over) = (d.requests.get(), d.beyond[cut].get());
         n += requests;
         beyond += over;
-        let own = &mut own[usize::from(d.weekend)];
+        let own = &mut own[usize::from(d.apart.is_weekend())];
         own.0 += requests;
         own.1 += over;
     }
@@ -179,7 +191,7 @@ mod tests {
         let mut tail = Tail::default();
         for day in 0..30 {
             let beyond = [Count::new(beyond(day)); TAILS];
-            tail.push(TailDay { requests: Count::new(480), beyond, weekend: day % 7 >= 5 });
+            tail.push(TailDay { requests: Count::new(480), beyond, apart: Ratio::new(None, day % 7 >= 5) });
         }
         tail
     }

@@ -383,7 +383,7 @@ fn size_of(finding: &Finding) -> Option<f32> {
         Finding::Level(f) => (f.shape == Shape::Step).then_some(f.change),
         Finding::Step(f) => Some(f.change),
         Finding::Marked(f) => Some(f.change),
-        Finding::Tail(_) | Finding::Collapse(_) | Finding::Unfinished(_) => None,
+        Finding::Apart(_) | Finding::Tail(_) | Finding::Collapse(_) | Finding::Unfinished(_) => None,
     }
 }
 

@@ -5,7 +5,8 @@ use super::budget::Thresholds;
 use super::fast::Mean;
 use super::flow::Missing;
 use super::quarters::QUARTER_MS;
-use super::slow::{Change as Shift, Shape};
+use super::slow::{self, Shape};
+use super::spread;
 use super::watch::Watch;
 use crate::incident::{Change, Kind};
 use crate::time::Timestamp;
@@ -13,8 +14,8 @@ use crate::time::Timestamp;
 /// The kind of a finding.
 pub(super) fn kind_of(finding: &Finding) -> Kind {
     match finding {
-        Finding::Level(change) if change.shape == Shape::Ramp => Kind::Creep,
-        Finding::Level(_) | Finding::Step(_) | Finding::Marked(_) => Kind::Step,
+        Finding::Level(slow::Change { shape: Shape::Ramp, .. }) | Finding::Apart(spread::Apart { shape: Shape::Ramp, .. }) => Kind::Creep,
+        Finding::Level(_) | Finding::Apart(_) | Finding::Step(_) | Finding::Marked(_) => Kind::Step,
         Finding::Tail(_) => Kind::Tail,
         Finding::Collapse(c) if c.seen < 0.5 => Kind::Silence,
         Finding::Collapse(_) => Kind::Throughput,
@@ -55,12 +56,16 @@ pub(super) fn change_of(finding: &Finding, watch: &Watch, thresholds: &Threshold
     match finding {
         Finding::Level(shift) => {
             let change = of_level(watch, watch.memory().level(96), shift.change, 96);
-            with_trend(
-                watch,
-                shift,
-                Change { since: before(shift.days * 96).since, score: rounded(shift.score), threshold: rounded(thresholds.slow), ..change },
-            )
+            let change = Change { since: before(shift.days * 96).since, score: rounded(shift.score), threshold: rounded(thresholds.slow), ..change };
+            if shift.shape == Shape::Step { change } else { with_trend_over(watch, shift.days, change) }
         }
+        Finding::Apart(apart) => Change {
+            since: before(apart.days * 96).since,
+            score: rounded(apart.score),
+            threshold: rounded(thresholds.spread),
+            spread_ratio: Some(rounded(libm::expf(apart.spread))),
+            ..of_level(watch, watch.memory().level(96), apart.change, 96)
+        },
         Finding::Step(step) => Change {
             since: before(step.quarters).since,
             score: rounded(step.score),
@@ -123,10 +128,6 @@ fn of_level(watch: &Watch, now: Mean, shift: f32, quarters: usize) -> Change {
         p95_ms: watch.p95_ms().map(rounded).filter(|_| quarters >= 96),
         ..Change::default()
     }
-}
-
-fn with_trend(watch: &Watch, shift: &Shift, change: Change) -> Change {
-    if shift.shape == Shape::Step { change } else { with_trend_over(watch, shift.days, change) }
 }
 
 fn with_trend_over(watch: &Watch, days: usize, change: Change) -> Change {

@@ -37,6 +37,11 @@ struct Alarm {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Of {
     Level,
+    /// A level, and how far apart requests were before and by how much they are further.
+    Apart {
+        before: f32,
+        change: f32,
+    },
     Tail(usize),
     Traffic,
     Run,
@@ -48,6 +53,8 @@ const OVER: f32 = 0.35;
 const DAY: i64 = 96;
 const DAY_PARTS: usize = 96;
 const STAYS: i64 = 28 * DAY;
+/// Days over which it is asked how far apart requests are.
+const SPREAD_DAYS: usize = 3;
 /// Over so many days it must not have risen further than this.
 const STAYED_DAYS: usize = 14;
 const STAYED_MAX: f32 = 0.05;
@@ -105,7 +112,7 @@ impl Watch {
     /// By how much the level of the last day is above what it was before something was found of it.
     #[must_use]
     pub fn shift(&self, class: Class) -> Option<f32> {
-        let alarm = self.alarms[usize::from(class == Class::Traffic)].filter(|a| a.of == Of::Level)?;
+        let alarm = self.alarms[usize::from(class == Class::Traffic)].filter(|a| matches!(a.of, Of::Level | Of::Apart { .. }))?;
         Some(self.memory.level(96).level - alarm.before)
     }
 
@@ -129,6 +136,10 @@ impl Watch {
         let level = |quarters: usize, change: f32| (Of::Level, self.memory.level(quarters).level - change, change);
         let (of, before, change) = match finding {
             Finding::Level(found) => level(96, found.change),
+            Finding::Apart(found) => {
+                let before = self.memory.apart(SPREAD_DAYS).unwrap_or(0.0) - found.spread;
+                (Of::Apart { before, change: found.spread }, self.memory.level(96).level - found.change, found.change)
+            }
             Finding::Step(found) => level(found.quarters, found.change),
             Finding::Marked(found) => level(usize::try_from(found.hours * 4).unwrap_or(96), found.change),
             Finding::Tail(found) => {
@@ -165,6 +176,10 @@ impl Watch {
             Of::Level => {
                 let day = self.memory.level(96);
                 day.n >= TRAFFIC_MIN && back(day.level) || since >= STAYS && self.has_stayed()
+            }
+            Of::Apart { before, change } => {
+                let together = self.memory.apart(SPREAD_DAYS).is_some_and(|apart| apart < before + OVER * change);
+                is_day && since >= 3 * DAY && (together && back(self.memory.level(96).level) || since >= STAYS && self.has_stayed())
             }
             Of::Tail(cut) => is_day && since >= 3 * DAY && (self.memory.tail_share(cut, 3).is_some_and(back) || since >= STAYS),
             Of::Traffic if (quarter + 1).rem_euclid(4) != 0 => false,

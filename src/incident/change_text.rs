@@ -134,8 +134,10 @@ fn over(kind: Kind) -> &'static str {
 }
 
 /// `usually 168 ms now and 120 ms before, up 40 % (1.6 % a day, 18 of 21 days rising); p95 412 ms`.
+/// Where requests draw apart: `usually 126 ms now and 120 ms before, up 5 %, and requests differ 12 % more from each other; p95 312 ms`.
 fn level(change: &Change) -> String {
-    let up = change.ratio.map_or_else(String::new, |r| format!("up {:.0} %{}", (r - 1.0) * 100.0, rising(change)));
+    let apart = change.spread_ratio.map_or_else(String::new, |r| format!(", and requests differ {:.0} % more from each other", (r - 1.0) * 100.0));
+    let up = change.ratio.map_or_else(String::new, |r| format!("up {:.0} %{}{apart}", (r - 1.0) * 100.0, rising(change)));
     let p95 = change.p95_ms.map_or_else(String::new, |p95| format!("; p95 {}", ms(p95)));
     match (change.level_ms, change.level_before_ms) {
         (Some(now), Some(before)) => format!("usually {} now and {} before, {up}{p95}", ms(now), ms(before)),
@@ -256,6 +258,26 @@ mod tests {
         assert_eq!(
             summary(&orders(), Kind::Creep, Event::Resolved, &change, None, 3 * 86_400_000),
             "POST /orders (shop, prod) is as fast as before after 3 d."
+        );
+    }
+
+    #[test]
+    fn requests_that_draw_apart_are_told_with_their_level() {
+        let change = Change {
+            since: at(-9),
+            window: "1d".to_owned(),
+            requests: 815,
+            ratio: Some(1.05),
+            level_ms: Some(126.0),
+            level_before_ms: Some(120.0),
+            p95_ms: Some(312.0),
+            spread_ratio: Some(1.12),
+            ..Change::default()
+        };
+        assert_eq!(
+            summary(&orders(), Kind::Creep, Event::Opened, &change, None, 0),
+            "POST /orders (shop, prod) is creeping since about 2025-12-15: usually 126 ms now and 120 ms before, up 5 %, and requests differ 12 % more from each other; \
+             p95 312 ms. 815 requests in 1d."
         );
     }
 

@@ -167,6 +167,9 @@ pub struct Change {
     /// p95 of the last day, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p95_ms: Option<f64>,
+    /// How many times as far as before requests lie from their usual latency, where they draw apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spread_ratio: Option<f64>,
     /// The growth of the level by Theil and Sen, 0.02 for 2 % a day.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slope_ratio_per_day: Option<f64>,

@@ -49,7 +49,8 @@ struct Costs {
 fn kind(finding: &Finding) -> &'static str {
     match finding {
         Finding::Level(change) if change.shape == Shape::Ramp => "creep",
-        Finding::Level(_) | Finding::Step(_) | Finding::Marked(_) => "step",
+        Finding::Apart(apart) if apart.shape == Shape::Ramp => "creep",
+        Finding::Level(_) | Finding::Apart(_) | Finding::Step(_) | Finding::Marked(_) => "step",
         Finding::Tail(_) => "tail",
         Finding::Collapse(c) if c.seen == 0.0 => "silence",
         Finding::Collapse(_) => "throughput",
