@@ -395,7 +395,7 @@ impl Member {
         if !self.watch.memory().is_rising() {
             return None;
         }
-        let forecasts = self.limits.iter().filter_map(|(limit_ms, target, name)| Some((self.watch.forecast_of(*limit_ms, *target)?, name)));
+        let forecasts = self.limits.iter().filter_map(|(limit_ms, target, name)| Some((self.watch.forecast_of(*limit_ms, *target, quarter)?, name)));
         let (forecast, name) = forecasts.filter(|f| f.0.has_date()).min_by(|a, b| a.0.days.total_cmp(&b.0.days))?;
         let day = |days: f32| told::end_of(quarter).plus_ms((f64::from(days) * 86_400_000.0) as i64);
         Some((Breach { at: day(forecast.days), from: day(forecast.from), to: day(forecast.to) }, forecast, name))

@@ -1,8 +1,9 @@
 //! When a rising p95 meets its limit: straight, exponential, or bending towards a wall, whichever the days support, and how sure that is.
 //!
-//! Two things are known of each day: its level (the mean log duration), and how high p95 stands over it. The level wanders, and p95 with it; the height hardly
-//! does. Either everything grows by one factor, and the height stays; or a wait grows that is added to the work, and the height grows with it in a known way
-//! ([`super::waits`]). So the heights tell which it is, and of a wait how far it has come, without the wander.
+//! Three things are known of each day: its level (the mean log duration), how high p95 stands over it, and how far apart durations are. The level wanders, and p95
+//! with it; the others hardly do. Either everything grows by one factor, and they stay; or a wait grows that is added to the work, and they grow with it in a known
+//! way ([`super::waits`]). So they tell which it is, and of a wait how far it has come, without the wander. How far apart durations are tells more of it than p95,
+//! which is what a few say; only where it is not known of each day the heights take its place.
 //!
 //! # Source
 //! Bayesian model averaging (Hoeting, Madigan, Raftery & Volinsky, Stat. Sci. 14, 1999) on a grid: the level and the variance are integrated out
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fast;
 use super::slow::DAYS_MAX;
-use super::waits::{Waits, Work};
+use super::waits::{Measure, Waits, Work};
 
 /// Fewer days are no forecast.
 const DAYS_MIN: usize = 10;
@@ -25,9 +26,9 @@ const DAYS_AHEAD_MAX: f32 = 400.0;
 const FLEET_DAYS: f32 = 6.0;
 /// What the number of requests leaves in the height, in parts of what it leaves in the level: 4.4 of p95 itself less the level's own.
 const HEIGHT_SAMPLING: f32 = 3.4;
-/// The part of the wander's variance that the height has: a quarter of its deviation.
-const HEIGHT_WANDER: f32 = 1.0 / 16.0;
-/// The first days, by which it is known how the work spreads, and the last, by which it is known how high p95 stands now.
+/// The part of the wander's variance that the height has, and the spread: a quarter of its deviation.
+const MEASURE_WANDER: f32 = 1.0 / 16.0;
+/// The first days, by which it is known how the work spreads, and the last, by which it is known how far that has come.
 const FIRST_DAYS: usize = 14;
 const LAST_DAYS: usize = 4;
 
@@ -72,6 +73,17 @@ pub struct Day {
     pub level: f32,
     /// Log p95 less that.
     pub height: f32,
+    /// The logarithm of the mean deviation from it.
+    pub spread: Option<f32>,
+}
+
+/// What the number of requests leaves in what is known of a day.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Its variance in the level.
+    pub level: f32,
+    /// And in the spread.
+    pub spread: f32,
 }
 
 /// When the limit will be met.
@@ -138,7 +150,7 @@ impl Course {
             }
             (Growth::Wait(today, of), curve) => {
                 let waits = &waits[of];
-                let times = libm::expf(waits.wait_for(waits.added(today).1 + rise) - today);
+                let times = libm::expf(waits.wait_for(waits.added(today).p95 + rise) - today);
                 let less = self.left_at_first;
                 if curve == Curve::Wall { self.days - self.whole / (times * (self.whole / self.days - less) + less) } else { self.days * (times - 1.0) }
             }
@@ -269,9 +281,13 @@ impl Series {
     }
 }
 
-/// What a wait must explain of the heights.
-#[derive(Clone, Copy)]
-struct Heights {
+/// What tells waits from growth, and what of it a wait must explain.
+struct Told {
+    measure: Measure,
+    /// Its values, if they are not the heights.
+    spreads: Option<Series>,
+    /// How many days before its level each of them was.
+    late: f32,
     /// Their mean over the first days: it tells how the work spreads if the wait on those days is known.
     first: f32,
     /// By how much that of the last days is more, and how far off this may be.
@@ -279,10 +295,28 @@ struct Heights {
     off: f32,
 }
 
+impl Told {
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn new(days: &[Day], sampling: Sampling, late: f32) -> Self {
+        let n = days.len();
+        let spreads: Option<Vec<f32>> = days.iter().map(|day| day.spread).collect();
+        let heights = || days.iter().map(|day| day.height).collect::<Vec<f32>>();
+        let (measure, chance, late) =
+            if spreads.is_some() { (Measure::Spread, sampling.spread, late) } else { (Measure::Height, HEIGHT_SAMPLING * sampling.level, 0.0) };
+        let values = spreads.clone().unwrap_or_else(heights);
+        let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len() as f32;
+        let first = mean(&values[..FIRST_DAYS.min(n)]);
+        // What the days scatter from one to the next, or should.
+        let scatter = values.windows(2).map(|v| (v[1] - v[0]) * (v[1] - v[0])).sum::<f32>() / (2 * n) as f32;
+        let spreads = spreads.map(|values| Series::new(values.into_iter(), Noise::new(n, MEASURE_WANDER, chance)));
+        Self { measure, spreads, late, first, grown: mean(&values[n - LAST_DAYS..]) - first, off: 0.02 + 2.0 * (scatter + chance).sqrt() }
+    }
+}
+
 struct Fit {
     levels: Series,
     heights: Series,
-    stated: Heights,
+    told: Told,
     /// What levels grow by: factors less 1, and their logarithms.
     growths: Vec<(f32, f32)>,
     waits: Vec<Waits>,
@@ -301,34 +335,29 @@ fn log_prior(prior: &[f32; 4], curve: Curve, places: usize) -> f32 {
 }
 
 impl Fit {
-    #[expect(clippy::cast_precision_loss, reason = "days")]
-    fn new(days: &[Day], sampling: f32) -> Self {
+    fn new(days: &[Day], sampling: Sampling, late: f32) -> Self {
         let n = days.len();
-        let levels = Series::new(days.iter().map(|d| d.level), Noise::new(n, 1.0, sampling));
-        let heights = Series::new(days.iter().map(|d| d.height), Noise::new(n, HEIGHT_WANDER, HEIGHT_SAMPLING * sampling));
-        let mean = |days: &[Day]| days.iter().map(|d| d.height).sum::<f32>() / days.len() as f32;
-        let first = mean(&days[..FIRST_DAYS.min(n)]);
-        // What the days scatter from one to the next, or should.
-        let scatter = days.windows(2).map(|d| (d[1].height - d[0].height) * (d[1].height - d[0].height)).sum::<f32>() / (2 * n) as f32;
-        let off = 0.02 + 2.0 * (scatter + HEIGHT_SAMPLING * sampling).sqrt();
-        let stated = Heights { first, grown: mean(&days[n - LAST_DAYS..]) - first, off };
+        let levels = Series::new(days.iter().map(|d| d.level), Noise::new(n, 1.0, sampling.level));
+        let heights = Series::new(days.iter().map(|d| d.height), Noise::new(n, MEASURE_WANDER, HEIGHT_SAMPLING * sampling.level));
         let growths = grid(GROWTHS).map(|growth| (growth, libm::log1pf(growth))).collect();
-        Self { levels, heights, stated, growths, waits: Vec::new(), fitted: Vec::new() }
+        Self { levels, heights, told: Told::new(days, sampling, late), growths, waits: Vec::new(), fitted: Vec::new() }
     }
 
-    fn add(&mut self, course: Course, log_prior: f32, level: Seen, height: Seen) {
+    /// `told` is what the spreads say, where they are known: of how p95 stands today the height does.
+    fn add(&mut self, course: Course, log_prior: f32, level: Seen, height: Seen, told: Option<Seen>) {
         self.fitted.push(Fitted {
             course,
-            log_weight: log_prior + level.log_weight + height.log_weight,
+            log_weight: log_prior + level.log_weight + told.unwrap_or(height).log_weight,
             today: level.today + height.today,
             variance: [level.variance + height.variance, level.of_day + height.of_day],
         });
     }
 
-    /// Courses by which everything has grown by one of the factors, with `shape` of it (less 1, and its logarithm) from the day `first` on; the height stays.
+    /// Courses by which everything has grown by one of the factors, with `shape` of it (less 1, and its logarithm) from the day `first` on; height and spread stay.
     fn add_factors(&mut self, curve: Curve, (days, whole): (f32, f32), log_prior: f32, first: usize, shape: impl Fn((f32, f32), usize) -> f32) {
         let n = self.levels.n;
-        let stays = self.heights.seen(self.heights.before[n], 0.0);
+        let stays = |series: &Series| series.seen(series.before[n], 0.0);
+        let (height, spread) = (stays(&self.heights), self.told.spreads.as_ref().map(stays));
         for place in 0..self.growths.len() {
             let growth = self.growths[place];
             let course = Course { curve, growth: Growth::Factor(growth.0), days, whole, left_at_first: 0.0 };
@@ -341,34 +370,44 @@ impl Fit {
                 today = shape(growth, i);
                 sums = self.levels.next(i, today, sums);
             }
-            self.add(course, log_prior, self.levels.seen(sums, today), stays);
+            self.add(course, log_prior, self.levels.seen(sums, today), height, spread);
         }
     }
 
     /// Courses by which a wait has grown to one of today's, of which `parts` (their logarithms) were on each day from `first` on, and none before.
     #[expect(clippy::cast_precision_loss, reason = "days")]
     fn add_waits(&mut self, course: Course, log_prior: f32, first: usize, parts: &[f32; DAYS_MAX]) {
-        let n = self.levels.n;
+        let (n, measure) = (self.levels.n, self.told.measure);
         let first_days = FIRST_DAYS.min(n);
         let part = parts[..first_days].iter().skip(first).map(|p| libm::expf(*p)).sum::<f32>() / first_days as f32;
         let (at_first, lately) = (libm::logf(part.max(1e-4)), parts[n - LAST_DAYS / 2]);
         for today in (0..WAITS.2).map(|i| WAITS.0 + WAITS.1 * f32::from(i)) {
-            // With a longer one the height would be more on the first days, whatever the work.
-            let Some(work) = Work::of_height(self.stated.first, today + at_first) else { break };
-            // With most waits p95 would not stand where it does.
-            if (work.height_added(today + lately) - work.height_added(today + at_first) - self.stated.grown).abs() > self.stated.off {
+            // With a longer one they would be further apart on the first days, whatever the work.
+            let Some(work) = Work::of(measure, self.told.first, today + at_first) else { break };
+            // With most waits they would not be as far apart as they are.
+            if (work.added(measure, today + lately) - work.added(measure, today + at_first) - self.told.grown).abs() > self.told.off {
                 continue;
             }
             let waits = work.waits();
             let (mut levels, mut heights) = (self.levels.before[first], self.heights.before[first]);
-            let (mut level, mut p95) = (0.0, 0.0);
+            let (mut level, mut height) = (0.0, 0.0);
             for (i, part) in parts.iter().enumerate().take(n).skip(first) {
-                (level, p95) = waits.added(today + part);
+                let added = waits.added(today + part);
+                (level, height) = (added.level, added.to(Measure::Height));
                 levels = self.levels.next(i, level, levels);
-                heights = self.heights.next(i, p95 - level, heights);
+                heights = self.heights.next(i, height, heights);
             }
+            let spread = self.told.spreads.as_ref().map(|series| {
+                let (mut sums, mut spread, mut before) = (series.before[first], 0.0, parts[first]);
+                for (i, part) in parts.iter().enumerate().take(n).skip(first) {
+                    spread = waits.added(today + part + self.told.late * (before - part)).spread;
+                    sums = series.next(i, spread, sums);
+                    before = *part;
+                }
+                series.seen(sums, spread)
+            });
             let course = Course { growth: Growth::Wait(today, self.waits.len()), ..course };
-            self.add(course, log_prior, self.levels.seen(levels, level), self.heights.seen(heights, p95 - level));
+            self.add(course, log_prior, self.levels.seen(levels, level), self.heights.seen(heights, height), spread);
             self.waits.push(waits);
         }
     }
@@ -430,15 +469,15 @@ impl Fit {
     }
 }
 
-/// Forecasts from days (the oldest first, the newest the one that ends now) when p95 meets `limit`, a log level. `sampling` is the variance that the number of
-/// requests leaves in the level of a day.
+/// Forecasts from days (the oldest first, the newest the one that ends now) when p95 meets `limit`, a log level. Their spreads may be those of days that ended
+/// `late` days before, less than one.
 #[must_use]
-pub fn forecast(days: &[Day], limit: f32, sampling: f32) -> Option<Forecast> {
+pub fn forecast(days: &[Day], limit: f32, sampling: Sampling, late: f32) -> Option<Forecast> {
     let days = days.get(days.len().saturating_sub(DAYS_MAX)..)?;
     if days.len() < DAYS_MIN {
         return None;
     }
-    let mut fit = Fit::new(days, sampling);
+    let mut fit = Fit::new(days, sampling, late);
     fit.add_onsets();
     fit.add_walls();
     summarize(&fit, limit)
@@ -491,10 +530,13 @@ fn middle(mut points: Vec<Point>, total: f32) -> Option<(f32, f32, f32)> {
 mod tests {
     use super::*;
 
+    const EXACT: Sampling = Sampling { level: 0.0, spread: 0.0 };
+    const NEARLY: Sampling = Sampling { level: 1e-4, spread: 1e-4 };
+
     /// Forty days on which everything is so high.
     fn days(height: impl Fn(f32) -> f32) -> Vec<Day> {
         let noise = |day: u8| 0.004 * (f32::from(day % 5) - 2.0);
-        (0..40_u8).map(|day| Day { level: libm::logf(height(f32::from(day))) + noise(day), height: 0.8 - noise(day) / 2.0 }).collect()
+        (0..40_u8).map(|day| Day { level: libm::logf(height(f32::from(day))) + noise(day), height: 0.8 - noise(day) / 2.0, spread: None }).collect()
     }
 
     /// p95 is 0.8 over the level.
@@ -505,14 +547,14 @@ mod tests {
     /// 1 + 0.05·(day − 20) reaches 3 on day 60, which is 20.5 days after the end of day 39.
     #[test]
     fn a_straight_rise_is_carried_on_straight() {
-        let f = forecast(&days(|day| 1.0 + 0.05 * (day - 20.0).max(0.0)), limit(3.0), 0.0).unwrap();
+        let f = forecast(&days(|day| 1.0 + 0.05 * (day - 20.0).max(0.0)), limit(3.0), EXACT, 0.0).unwrap();
         assert!(f.from <= 20.5 && f.to >= 20.5 && (f.days - 20.5).abs() < 4.0, "{f:?}");
     }
 
     /// 40/(50 − day) reaches 20 on day 48: a straight line would say months.
     #[test]
     fn what_runs_out_is_seen_to_bend() {
-        let f = forecast(&days(|day| 0.2 + 40.0 / (50.0 - day)), limit(20.0), 0.0).unwrap();
+        let f = forecast(&days(|day| 0.2 + 40.0 / (50.0 - day)), limit(20.0), EXACT, 0.0).unwrap();
         assert_eq!(f.curve, Curve::Wall);
         assert!((f.days - 8.4).abs() < 2.0 && f.has_date(), "{f:?}");
     }
@@ -539,7 +581,8 @@ mod tests {
             beyond += share;
             beyond >= 0.05
         });
-        Day { level, height: p95.unwrap().0 - level }
+        let apart: f32 = all.iter().map(|(x, share)| (x - level).abs() * share).sum();
+        Day { level, height: p95.unwrap().0 - level, spread: Some(libm::logf(apart)) }
     }
 
     /// Orders draw ids until one is free; the ids run out at the end of day 44. The wander of the level is as large as the rise of a week: the height tells the day.
@@ -550,22 +593,43 @@ mod tests {
         let limit = at(breach);
         let days: Vec<Day> = (0..32_u8)
             .map(|day| {
-                let Day { level, height } = at(f32::from(day));
-                Day { level: level + 0.06 * libm::sinf(f32::from(day) * 0.8), height: height + 0.01 * libm::sinf(f32::from(day) * 2.5) }
+                let Day { level, height, .. } = at(f32::from(day));
+                Day { level: level + 0.06 * libm::sinf(f32::from(day) * 0.8), height: height + 0.01 * libm::sinf(f32::from(day) * 2.5), spread: None }
             })
             .collect();
-        let f = forecast(&days, limit.level + limit.height, 1e-4).unwrap();
+        let f = forecast(&days, limit.level + limit.height, NEARLY, 0.0).unwrap();
         assert_eq!(f.curve, Curve::Wall);
         assert!((f.days - 7.0).abs() < 2.0 && f.from < 7.0 && f.to > 7.0 && f.to < 14.0, "{f:?}");
         // With a height that stays the same rise of the level is not known to be one.
-        let without: Vec<Day> = days.iter().map(|d| Day { level: d.level, height: days[0].height }).collect();
-        assert!(forecast(&without, limit.level + days[0].height, 1e-4).is_none_or(|f| !f.has_date()));
+        let without: Vec<Day> = days.iter().map(|d| Day { level: d.level, height: days[0].height, spread: None }).collect();
+        assert!(forecast(&without, limit.level + days[0].height, NEARLY, 0.0).is_none_or(|f| !f.has_date()));
+    }
+
+    /// The same, told ten days before and with a p95 that scatters by 15 % from day to day: how far apart durations are is known to 2 %, and as of half a day before.
+    #[test]
+    fn durations_that_draw_apart_tell_the_day_sooner_than_p95() {
+        let at = |day: f32| with_wait(0.35 + 0.65 * day / 44.5, 0.14);
+        let (breach, late) = (28.0 + 10.5, 0.5);
+        let limit = at(breach);
+        let days: Vec<Day> = (0..29_u8)
+            .map(f32::from)
+            .map(|day| {
+                let Day { level, height, .. } = at(day);
+                let spread = at((day - late).max(0.0)).spread.map(|spread| spread + 0.02 * libm::sinf(day * 3.7));
+                Day { level: level + 0.06 * libm::sinf(day * 0.8), height: height + 0.15 * libm::sinf(day * 2.5), spread }
+            })
+            .collect();
+        let told = |days: &[Day]| forecast(days, limit.level + limit.height, Sampling { level: 6e-4, spread: 4e-4 }, late).filter(Forecast::has_date);
+        let f = told(&days).unwrap();
+        assert!(f.curve == Curve::Wall && (f.days - 10.0).abs() < 2.5 && f.from < 10.0 && f.to > 10.0, "{f:?}");
+        let without: Vec<Day> = days.iter().map(|day| Day { spread: None, ..*day }).collect();
+        assert!(told(&without).is_none_or(|g| g.to - g.from > f.to - f.from), "{f:?} {:?}", told(&without));
     }
 
     #[test]
     fn what_rose_and_stays_has_no_date() {
         for (from, to) in [(20.0, 20.5), (14.0, 26.0), (10.0, 30.0)] {
-            let f = forecast(&days(|day| 1.0 + 0.5 * ((day - from) / (to - from)).clamp(0.0, 1.0)), limit(2.0), 0.0);
+            let f = forecast(&days(|day| 1.0 + 0.5 * ((day - from) / (to - from)).clamp(0.0, 1.0)), limit(2.0), EXACT, 0.0);
             assert!(f.is_none_or(|f| !f.has_date()), "{from} {to} {f:?}");
         }
     }
@@ -620,11 +684,11 @@ mod tests {
             for (age, (gain, inverse)) in (0_u8..40).map(|day| (f32::from(day) - 39.0 + since).max(0.0)).zip(noise.days) {
                 let surprise = normal() / inverse;
                 // The height has a quarter of such a wander, and more sampling: as if it were white.
-                days.push(Day { level: libm::log1pf(growth / since * age) + foretold + surprise, height: 0.8 + 0.08 * normal() });
+                days.push(Day { level: libm::log1pf(growth / since * age) + foretold + surprise, height: 0.8 + 0.08 * normal(), spread: None });
                 foretold = noise.keeps * foretold + gain * surprise;
             }
             let breach = (course.time_to(further - normal() * noise.of_day.sqrt(), &[]) - 0.5).clamp(0.0, DAYS_AHEAD_MAX - 0.5);
-            if let Some(f) = forecast(&days, libm::log1pf(growth) + further + 0.8, 0.002) {
+            if let Some(f) = forecast(&days, libm::log1pf(growth) + further + 0.8, Sampling { level: 0.002, spread: 0.001 }, 0.0) {
                 all += 1;
                 inside += usize::from((f.from..=f.to).contains(&breach));
             }
@@ -634,6 +698,6 @@ mod tests {
 
     #[test]
     fn what_stays_has_no_date() {
-        assert!(forecast(&days(|_| 1.0), limit(2.0), 0.0).is_none_or(|f| !f.has_date()));
+        assert!(forecast(&days(|_| 1.0), limit(2.0), EXACT, 0.0).is_none_or(|f| !f.has_date()));
     }
 }

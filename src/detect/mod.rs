@@ -348,15 +348,22 @@ impl Memory {
         self.schedule.done_today()
     }
 
-    /// When p95 meets a limit in milliseconds, if a rise was found.
+    /// When p95 meets a limit in milliseconds, if a rise was found; `hour` is the last one of the day that ends now.
     #[must_use]
-    pub fn forecast(&self, reference: &Reference, limit_ms: f32) -> Option<forecast::Forecast> {
+    #[expect(clippy::cast_precision_loss, reason = "hours of a day")]
+    pub fn forecast(&self, reference: &Reference, limit_ms: f32, hour: i64) -> Option<forecast::Forecast> {
         if self.rising_since == i64::MAX {
             return None;
         }
         let limit = libm::logf(limit_ms * 1000.0) - reference.median - reference.p95_offset;
         let (_, requests) = daily_means(&self.blocks, 0);
-        forecast::forecast(&self.days(), limit, reference.variance / requests.max(1.0))
+        let (requests, deviation) = (requests.max(1.0), libm::logf(reference.deviation));
+        let mut days = self.days();
+        for spread in days.iter_mut().filter_map(|day| day.spread.as_mut()) {
+            *spread += deviation;
+        }
+        let sampling = forecast::Sampling { level: reference.variance / requests, spread: reference.variance_of_spread() / requests };
+        forecast::forecast(&days, limit, sampling, (hour + 1).rem_euclid(24) as f32 / 24.0)
     }
 
     /// The slope of the days since an onset, and on how many of them the level rose.
@@ -424,11 +431,14 @@ impl Memory {
         self.days().into_iter().map(|day| day.level + day.height).collect()
     }
 
-    /// Days that have a p95, the oldest first.
+    /// Days that have a p95, the oldest first, with the spreads (over the reference's) of those that ended at the midnight of each.
     fn days(&self) -> Vec<forecast::Day> {
         let count = self.blocks.len() / DAY_BLOCKS;
         let mut days = Vec::with_capacity(count);
-        days.extend((0..count).filter_map(|day| Some(forecast::Day { height: self.p95.back(day * DAY_BLOCKS)?.get()?, level: self.day_mean(day) })));
+        days.extend((0..count).filter_map(|day| {
+            let height = self.p95.back(day * DAY_BLOCKS)?.get()?;
+            Some(forecast::Day { height, level: self.day_mean(day), spread: self.tail.apart(day).map(|apart| apart.0) })
+        }));
         days.reverse();
         days
     }

@@ -270,17 +270,17 @@ impl Watch {
         self.memory.slow(self.reference.as_ref()?, thresholds, hour, day, scratch)
     }
 
-    /// When p95 meets a limit, after a rise was found.
+    /// When p95 meets a limit, after a rise was found; the quarter was taken in.
     #[must_use]
-    pub fn forecast(&self, limit_ms: f32) -> Option<Forecast> {
-        self.memory.forecast(self.reference.as_ref()?, limit_ms)
+    pub fn forecast(&self, limit_ms: f32, quarter: i64) -> Option<Forecast> {
+        self.memory.forecast(self.reference.as_ref()?, limit_ms, quarter.div_euclid(4))
     }
 
     /// When the share of requests within a limit falls below a target, after a rise was found.
     #[must_use]
-    pub fn forecast_of(&self, limit_ms: f32, target: f32) -> Option<Forecast> {
+    pub fn forecast_of(&self, limit_ms: f32, target: f32, quarter: i64) -> Option<Forecast> {
         let beyond_p95 = self.reference.as_ref()?.from_p95_to(target);
-        self.forecast(limit_ms * libm::expf(-beyond_p95))
+        self.forecast(limit_ms * libm::expf(-beyond_p95), quarter)
     }
 
     /// A log level over the reference as milliseconds.

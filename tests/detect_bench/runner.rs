@@ -89,7 +89,7 @@ fn watch(s: &Stream, place: usize, thresholds: &Thresholds, costs: &mut Costs) -
             let day = &parts[index - 95..=index];
             found.extend(costs.slow_runs.of(|| watch.slow(thresholds, quarter / 4, day, &mut scratch)));
             if watch.memory().is_rising()
-                && let Some(f) = costs.forecasts.of(|| watch.forecast(endpoint.slo_ms)).filter(slowburn::detect::forecast::Forecast::has_date)
+                && let Some(f) = costs.forecasts.of(|| watch.forecast(endpoint.slo_ms, quarter)).filter(slowburn::detect::forecast::Forecast::has_date)
             {
                 #[expect(clippy::cast_possible_truncation, reason = "days ahead")]
                 let day = |days: f32| Some(at + (f64::from(days) * 86_400_000.0) as i64);
