@@ -8,41 +8,12 @@ use slowburn::detect::reference::{Part, Residuals};
 use slowburn::detect::watch::{Watch, is_slow_run};
 use slowburn::histogram::Histogram;
 
+mod simulated;
+use simulated::{Chance, Wander};
+
 const DAYS: usize = 45;
 /// A Monday.
 const FIRST_QUARTER: i64 = 20_458 * 96;
-
-/// Chance from a seed (Steele, Lea & Flood, Fast splittable pseudorandom number generators, OOPSLA 2014).
-struct Chance(u64);
-
-impl Chance {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn unit(&mut self) -> f64 {
-        (f64::from(u32::try_from(self.bits() >> 32).unwrap()) + 0.5) / 4_294_967_296.0
-    }
-
-    /// Box & Muller 1958.
-    fn normal(&mut self) -> f64 {
-        (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
-    }
-
-    /// Knuth's product of uniforms.
-    fn poisson(&mut self, mean: f64) -> u32 {
-        let (limit, mut product, mut n) = ((-mean).exp(), self.unit(), 0);
-        while product > limit {
-            product *= self.unit();
-            n += 1;
-        }
-        n
-    }
-}
 
 /// An endpoint at 20 requests an hour with the wander of real services; `growth` and `traffic` by the day since the beginning.
 fn endpoint(seed: u64, growth: impl Fn(f64) -> f64, traffic: impl Fn(f64) -> f64) -> Vec<Histogram> {
@@ -52,17 +23,15 @@ fn endpoint(seed: u64, growth: impl Fn(f64) -> f64, traffic: impl Fn(f64) -> f64
 /// Likewise, `apart` being the standard deviation of a request's log duration.
 fn endpoint_apart(seed: u64, growth: impl Fn(f64) -> f64, apart: impl Fn(f64) -> f64, traffic: impl Fn(f64) -> f64) -> Vec<Histogram> {
     let mut chance = Chance(seed);
-    let (mut slow, mut fast) = (0.055 * chance.normal(), 0.045 * chance.normal());
-    let (keep_slow, keep_fast) = ((-0.25_f64 / 36.0).exp(), (-0.25_f64 / 1.5).exp());
+    let mut wander = Wander::new(&mut chance);
     (0..DAYS * 96)
         .map(|quarter| {
-            slow = keep_slow * slow + 0.055 * (1.0 - keep_slow * keep_slow).sqrt() * chance.normal();
-            fast = keep_fast * fast + 0.045 * (1.0 - keep_fast * keep_fast).sqrt() * chance.normal();
+            let wandered = wander.next_quarter(&mut chance);
             let day = f64::from(u32::try_from(quarter).unwrap()) / 96.0;
             let busy = 1.0 - 0.6 * (std::f64::consts::TAU * (day - 0.17)).cos();
             let mut timings = Histogram::default();
             for _ in 0..chance.poisson(5.0 * busy * traffic(day)) {
-                let us = 100_000.0 * growth(day) * (apart(day) * chance.normal() + slow + fast).exp();
+                let us = 100_000.0 * growth(day) * (apart(day) * chance.normal() + wandered).exp();
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "well inside the grid")]
                 timings.record(us as u64, 1);
             }

@@ -13,6 +13,9 @@ use slowburn::ingest::known::KnownEndpoints;
 use slowburn::run::replay::Replay;
 use slowburn::time::Timestamp;
 
+mod simulated;
+use simulated::{Chance, Wander};
+
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 3_600_000;
 const DAY: i64 = 86_400_000;
@@ -51,6 +54,98 @@ fn opened<'a>(said: &'a [Value], kind: &str) -> Vec<&'a Value> {
 
 fn keys(line: &Value) -> BTreeSet<String> {
     line["evidence"]["missing_keys"].as_array().unwrap().iter().map(|k| k.as_str().unwrap().to_owned()).collect()
+}
+
+/// Requests of an endpoint of the shop, `days` of them: so many an hour on average, fewer at night and as `traffic` says by the day; `ms` is what one takes.
+fn requests(
+    chance: &mut Chance,
+    (route, per_hour): (&str, f64),
+    days: i64,
+    traffic: impl Fn(f64) -> f64,
+    ms: impl Fn(&mut Chance, f64) -> f64,
+) -> Vec<(i64, String)> {
+    let (mut timings, mut wander) = (Vec::new(), Wander::new(chance));
+    let method = if route == "/orders" { "POST" } else { "GET" };
+    for quarter in 0..days * 96 {
+        let day = quarter as f64 / 96.0;
+        let busy = (1.0 - 0.54 * (std::f64::consts::TAU * (day - 0.17)).cos()) * if day.rem_euclid(7.0) >= 5.0 { 1.2 } else { 1.0 };
+        let level = wander.next_quarter(chance).exp();
+        for _ in 0..chance.poisson(per_hour / 4.0 * busy * traffic(day)) {
+            let ts = START + quarter * 15 * MINUTE + (chance.unit() * 15.0 * MINUTE as f64) as i64;
+            let ms = (ms(chance, day) * level).min(30_000.0);
+            let status = if ms < 30_000.0 { 200 } else { 504 };
+            timings.push((ts, format!(r#""service":"shop","method":"{method}","route":"{route}","duration_ms":{ms:.1},"status":{status}"#)));
+        }
+    }
+    timings
+}
+
+const SHOP_DAYS: i64 = 45;
+/// The day on which no id is left, eight hours before the end.
+const IDS_GONE: f64 = SHOP_DAYS as f64 - 1.0 / 3.0;
+
+/// What an order takes: six-digit ids are drawn until one is free, 25 ms each, and more of them are taken each day.
+fn order_ms(chance: &mut Chance, day: f64) -> f64 {
+    let taken = (0.35 + 0.65 * day / IDS_GONE).min(1.0 - 1e-6);
+    let tries = (chance.unit().ln() / taken.ln()).ceil().max(1.0);
+    180.0 * (0.35 * chance.normal()).exp() + 25.0 * tries
+}
+
+const ORDERS: &str = "[[endpoint]]\nservice = \"shop\"\nmethod = \"POST\"\nroute = \"/orders\"\ncritical = true\n\
+    objectives = [{ latency = \"1000ms\", target = \"95%\", period = \"30d\" }]\n";
+
+/// The shop's orders creep for a month and hit a wall on Christmas Eve, at under 1 % of the traffic; nothing else is wrong. Eleven such months.
+#[test]
+fn ids_that_run_out_are_told_weeks_before_christmas_with_their_day_and_nothing_else_is() {
+    // The day on which one order in twenty takes longer than promised.
+    let mut chance = Chance(1);
+    let breach = (0..SHOP_DAYS * 8).map(|n| n as f64 / 8.0).find(|day| (0..20_000).filter(|_| order_ms(&mut chance, *day) > 1_000.0).count() > 1_000).unwrap();
+    let breach = START + (breach * DAY as f64) as i64;
+    let (mut leads, mut off, mut missed_after) = (Vec::new(), Vec::new(), Vec::new());
+    for seed in 1..=11 {
+        let mut chance = Chance(1_000 * seed);
+        let gone = |day: f64| if day < IDS_GONE { 1.0 } else { 1.0 - 0.85 * ((day - IDS_GONE) * 12.0).min(1.0) };
+        let mut timings = requests(&mut chance, ("/orders", 35.0), SHOP_DAYS, gone, order_ms);
+        if seed == 1 {
+            for route in (0..19).map(|n| format!("/read/{n}")) {
+                timings.extend(requests(&mut chance, (&route, 10.0), SHOP_DAYS, |_| 1.0, |chance, _| 40.0 * (0.45 * chance.normal()).exp()));
+            }
+        }
+        let said = said(ORDERS, timings, START + SHOP_DAYS * DAY);
+        let others: Vec<&Value> = said.iter().filter(|l| l["event"] == "opened" && l["route"] != "/orders").collect();
+        assert!(others.is_empty(), "{others:#?}");
+        let creep = |l: &&Value| l["kind"] == "creep" || l["kind"] == "step" || l["kind"] == "tail";
+        let first = said.iter().filter(creep).find(|l| l["event"] == "opened").unwrap_or_else(|| panic!("{seed}: {said:#?}"));
+        leads.push((breach - first["at"].as_i64().unwrap()) as f64 / DAY as f64);
+        let weeks_ahead = |l: &&Value| (7 * DAY..=14 * DAY).contains(&(breach - l["at"].as_i64().unwrap()));
+        let dates: Vec<i64> = said.iter().filter(creep).filter(weeks_ahead).filter_map(|l| l["breach_at"].as_i64()).collect();
+        off.extend(dates.last().map(|at| (at - breach).abs() as f64 / DAY as f64));
+        // That the orders are missing, not that they are slow.
+        let missed = opened(&said, "throughput").into_iter().chain(opened(&said, "silence")).map(|l| l["at"].as_i64().unwrap()).min();
+        missed_after.extend(missed.map(|at| (at - START) as f64 / HOUR as f64 - IDS_GONE * 24.0));
+        // Nobody is woken by each date that comes and goes.
+        let woken = said.iter().filter(creep).filter(|l| l["severity"] == "critical" && (l["event"] == "opened" || l["event"] == "escalated")).count();
+        assert_eq!(woken, 1, "{seed}: {:#?}", said.iter().map(|l| (&l["event"], &l["severity"], &l["summary"])).collect::<Vec<_>>());
+    }
+    for numbers in [&mut leads, &mut off, &mut missed_after] {
+        numbers.sort_by(f64::total_cmp);
+    }
+    println!("told {leads:.1?} days ahead; dates one to two weeks ahead {off:.1?} days off; missing orders after {missed_after:.2?} hours");
+    assert!(leads[5] >= 18.0 && leads[0] >= 14.0, "{leads:?} days ahead");
+    assert!(off.len() >= 8 && off[off.len() / 2] <= 2.5, "{off:?} days off");
+    assert!(missed_after.len() == 11 && (0.0..2.0).contains(&missed_after[5]), "{missed_after:?} h");
+}
+
+/// Two days on which a third of the customers come, of a shop where nothing is wrong.
+#[test]
+fn a_quiet_holiday_raises_nothing() {
+    let mut chance = Chance(7);
+    let holiday = |day: f64| if (31.0..33.0).contains(&day) { 0.33 } else { 1.0 };
+    let mut timings = requests(&mut chance, ("/orders", 35.0), 35, holiday, |chance, _| order_ms(chance, 0.0));
+    for route in (0..9).map(|n| format!("/read/{n}")) {
+        timings.extend(requests(&mut chance, (&route, 20.0), 35, holiday, |chance, _| 40.0 * (0.45 * chance.normal()).exp()));
+    }
+    assert_eq!(said(ORDERS, timings, START + 35 * DAY), Vec::<Value>::new());
 }
 
 /// An upgrade kills the workers at night: jobs go in, none comes out, and dead workers send no errors.

@@ -31,7 +31,7 @@ pub(super) fn open_of<'a>(found: &Found, mut incidents: impl Iterator<Item = &'a
 
 /// What is to be said of a finding, if anything.
 pub(super) fn transition(found: &Found, at: Timestamp, open: Option<&Incident>) -> Option<Transition> {
-    let severity = severity(found, at);
+    let severity = severity(found, at, open);
     let event = match (open, found.stage) {
         (None, Stage::Begun) => Event::Opened,
         (Some(_), Stage::Over) => Event::Resolved,
@@ -68,13 +68,22 @@ pub(super) fn transition(found: &Found, at: Timestamp, open: Option<&Incident>) 
 }
 
 /// Missing traffic and work are as bad as they get; slower is a warning until the promise is about to be broken. Only what is critical is more than a warning.
-fn severity(found: &Found, at: Timestamp) -> Severity {
+fn severity(found: &Found, at: Timestamp, open: Option<&Incident>) -> Severity {
     use crate::incident::Class;
     let urgent = match found.kind.class() {
-        Class::Latency => found.breach.is_some_and(|b| b.at.0 - at.0 <= BREACH_NEAR_MS),
+        Class::Latency => found.breach.is_some_and(|b| b.at.0 - at.0 <= BREACH_NEAR_MS) || stays_urgent(found, at, open),
         _ => true,
     };
     if found.critical && urgent { Severity::Critical } else { Severity::Warning }
+}
+
+/// What was about to break its promise still is: a date comes and goes from one run to the next, and nobody is to be woken by each. It is over when a date says that
+/// there is twice the time, or when there was none for so long that nothing moved.
+fn stays_urgent(found: &Found, at: Timestamp, open: Option<&Incident>) -> bool {
+    open.filter(|open| open.severity == Severity::Critical).is_some_and(|open| match found.breach {
+        Some(breach) => breach.at.0 - at.0 <= 2 * BREACH_NEAR_MS,
+        None => open.breach.is_some() || at.0 - open.updated_at.0 < GOES_ON_MS,
+    })
 }
 
 fn has_moved(found: &Found, open: &Incident, at: Timestamp) -> bool {
@@ -115,4 +124,61 @@ fn of_services(key: &EndpointKey, promises: &Promises) -> Option<Vec<String>> {
     of_part.peek()?;
     let all: BTreeSet<&String> = of_part.flat_map(|owed| &owed.notify).collect();
     Some(all.into_iter().cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incident::Kind;
+    use crate::time::Slot;
+
+    const BEGIN: Timestamp = Timestamp(1_766_534_400_000);
+    const HOUR_MS: i64 = 3_600_000;
+
+    fn found(stage: Stage, at: Timestamp, breach_in_days: Option<i64>) -> Found {
+        let text = |s: &str| s.to_owned();
+        let endpoint = EndpointKey { service: text("shop"), env: text("prod"), kind: text("http"), method: text("POST"), route: text("/orders") };
+        let breach = breach_in_days.map(|days| at.plus_ms(days * 24 * HOUR_MS)).map(|at| Breach { at, from: at, to: at });
+        let change = Change { ratio: Some(1.3), ..Change::default() };
+        Found { due: Slot::containing(at), endpoint, critical: true, kind: Kind::Creep, stage, breach, change }
+    }
+
+    /// What is said of a creep that was found at first and goes on in runs six hours apart, each with its days to the breach.
+    fn events(runs: impl IntoIterator<Item = Option<i64>>) -> Vec<Event> {
+        let (mut open, mut said): (Option<Incident>, Vec<Event>) = (None, Vec::new());
+        for (n, days) in (0..).zip(runs) {
+            let at = BEGIN.plus_ms(n * 6 * HOUR_MS);
+            let stage = if n == 0 { Stage::Begun } else { Stage::GoesOn };
+            let Some(line) = transition(&found(stage, at, days), at, open.as_ref()) else { continue };
+            said.push(line.event);
+            match &mut open {
+                Some(open) => open.moved(&line),
+                None => open = Some(Incident::opened(&line)),
+            }
+        }
+        said
+    }
+
+    fn pages(runs: impl IntoIterator<Item = Option<i64>>) -> (usize, usize) {
+        let said = events(runs);
+        let count = |event| said.iter().filter(|e| **e == event).count();
+        (count(Event::Escalated), count(Event::Deescalated))
+    }
+
+    #[test]
+    fn a_date_that_comes_and_goes_wakes_once() {
+        assert_eq!(pages([None, Some(12), None, Some(11), None, None, Some(16), Some(9), None]), (1, 0));
+    }
+
+    #[test]
+    fn twice_the_time_is_a_warning_again() {
+        assert_eq!(pages([None, Some(12), Some(20), Some(27), Some(29)]), (1, 1));
+        assert_eq!(pages([None, Some(20), Some(16), None]), (0, 0), "it was no more than a warning");
+    }
+
+    #[test]
+    fn without_a_date_for_long_it_is_a_warning_again() {
+        let none_for = |runs: usize| pages([None, Some(10)].into_iter().chain(std::iter::repeat_n(None, runs)));
+        assert_eq!((none_for(27), none_for(60)), ((1, 0), (1, 1)));
+    }
 }
