@@ -1,6 +1,11 @@
 //! Nights that went wrong, as recordings: what is said of them, when, and of what nothing is said.
 
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a test fails by panicking, and counts milliseconds of months"
+)]
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
