@@ -405,7 +405,7 @@ impl Memory {
         days.reverse();
         let of_day = (requests / days.len() as f32).max(1.0);
         let sampling = spread::Sampling { level: reference.variance / of_day, spread: reference.variance_of_spread() / of_day };
-        spread::best_change(&days, sampling).filter(|apart| apart.score > thresholds.spread).map(Finding::Apart)
+        spread::best_change(&days, sampling, thresholds.spread).map(Finding::Apart)
     }
 
     /// How far apart the requests of the last days are, over the reference's, on average.

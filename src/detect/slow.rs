@@ -180,12 +180,18 @@ impl Whitened {
         (size * (information / variance).sqrt(), size * height(shape, length - 1))
     }
 
-    /// The windows and shapes to look at, and the factor by which the score of each exceeds the others' on quiet series.
-    pub(super) fn windows(&self) -> impl Iterator<Item = (usize, Shape, f32)> + use<> {
-        let n = self.n;
-        let shapes = |(days, usual): (usize, [f32; 2])| [(days, Shape::Step, usual[0]), (days, Shape::Ramp, usual[1])];
-        let in_time = WINDOWS.into_iter().take_while(move |(days, _)| days + BEFORE_MIN <= n);
-        in_time.flat_map(shapes).filter(|(days, shape, _)| *shape == Shape::Ramp || *days <= STEP_DAYS_MAX)
+    /// The windows and shapes to look at, with the factor by which the score of each exceeds the others' on quiet series.
+    #[inline]
+    pub(super) fn each_window(&self, mut look: impl FnMut(usize, Shape, f32)) {
+        for (days, [step, ramp]) in WINDOWS {
+            if days + BEFORE_MIN > self.n {
+                break;
+            }
+            if days <= STEP_DAYS_MAX {
+                look(days, Shape::Step, step);
+            }
+            look(days, Shape::Ramp, ramp);
+        }
     }
 }
 
@@ -197,13 +203,13 @@ pub fn best_change(levels: &[f32], sampling: f32) -> Option<Change> {
     }
     let white = Whitened::new(&LEVELS, levels, sampling)?;
     let mut best: Option<Change> = None;
-    for (days, shape, usual) in white.windows() {
+    white.each_window(|days, shape, usual| {
         let (t, change) = white.change(days, shape);
         let score = t / usual;
         if change >= CHANGE_MIN && best.is_none_or(|b| score > b.score) {
             best = Some(Change { score, shape, days, change });
         }
-    }
+    });
     best
 }
 

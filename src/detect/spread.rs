@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::slow::{DAYS_MIN, LEVELS, SPREADS, Shape, Whitened};
+use super::slow::{DAYS_MAX, DAYS_MIN, LEVELS, SPREADS, Shape, Whitened};
 
 /// The least changes of the level, of the spread, and of both, in log units.
 const LEVEL_MIN: f32 = 0.02;
@@ -56,68 +56,61 @@ pub struct Apart {
     pub spread: f32,
 }
 
-/// The best change of both, of days in order, the oldest first.
+/// The best change of both that scores more than `least`, of days in order, the oldest first.
 #[must_use]
-pub fn best_change(days: &[Day], sampling: Sampling) -> Option<Apart> {
+pub fn best_change(days: &[Day], sampling: Sampling, least: f32) -> Option<Apart> {
     if days.len() < DAYS_MIN {
         return None;
     }
-    let levels: Vec<f32> = days.iter().map(|day| day.level).collect();
-    let levels = Whitened::new(&LEVELS, &levels, sampling.level)?;
-    let spreads = Whitened::new(&SPREADS, &without_weekends(days, sampling.spread), sampling.spread)?;
+    let mut spreads = [0.0; DAYS_MAX];
+    let n = days.len().min(DAYS_MAX);
+    let days = &days[days.len() - n..];
+    without_weekends(days, sampling.spread, &mut spreads);
+    let spreads = Whitened::new(&SPREADS, &spreads[..n], sampling.spread)?;
+    let values: Vec<f32> = days.iter().map(|day| day.level).collect();
+    let levels = Whitened::new(&LEVELS, &values, sampling.level)?;
     let mut best: Option<Apart> = None;
-    for (days, shape, usual) in spreads.windows() {
+    spreads.each_window(|days, shape, usual| {
         let (t, spread) = spreads.change(days, shape);
-        if spread < SPREAD_MIN {
-            continue;
+        let least = best.map_or(least, |best| best.score);
+        // What no level makes enough of.
+        if spread < SPREAD_MIN || libm::hypotf(t, LEVEL_SCORE_MAX) / usual <= least {
+            return;
         }
         let (of_level, change) = levels.change(days, shape);
-        if change < LEVEL_MIN || change + spread < TOGETHER_MIN {
-            continue;
-        }
         let score = libm::hypotf(t, of_level.min(LEVEL_SCORE_MAX)) / usual;
-        if best.is_none_or(|b| score > b.score) {
+        if change >= LEVEL_MIN && change + spread >= TOGETHER_MIN && score > least {
             best = Some(Apart { score, shape, days, change, spread });
         }
-    }
+    });
     best
 }
 
 /// The spreads without what weekends have of their own: the mean of how they differ from the days beside them, which a rise changes by nothing, trusted as far as
 /// it stands out from chance.
-fn without_weekends(days: &[Day], sampling: f32) -> Vec<f32> {
-    let (mut weight, mut sum, mut weekends, mut at) = (0.0, 0.0, 0, 0);
+#[expect(clippy::cast_precision_loss, reason = "days")]
+fn without_weekends(days: &[Day], sampling: f32, spreads: &mut [f32; DAYS_MAX]) {
+    let (mut weight, mut sum, mut weekends, mut at) = (0.0, 0.0, 0, 0_usize);
     for run in days.chunk_by(|a, b| a.weekend == b.weekend) {
-        let (from, end) = (at, at + run.len());
-        at = end;
-        if run[0].weekend {
-            let beside: Vec<f32> = [from.checked_sub(1), Some(end)].into_iter().flatten().filter_map(|i| days.get(i)).map(|day| day.spread).collect();
-            if beside.is_empty() {
-                continue;
-            }
-            let of_run: Vec<f32> = run.iter().map(|day| day.spread).collect();
-            let ((own, n), (other, m)) = (mean(&of_run), mean(&beside));
-            let w = n * m / (n + m);
-            weight += w;
-            sum += w * (own - other);
+        let beside = [at.checked_sub(1), Some(at + run.len())].map(|i| i.and_then(|i| days.get(i)));
+        at += run.len();
+        let (n, m) = (run.len() as f32, beside.iter().flatten().count() as f32);
+        if run[0].weekend && m > 0.0 {
+            let own = run.iter().map(|day| day.spread).sum::<f32>() / n;
+            let other = beside.iter().flatten().map(|day| day.spread).sum::<f32>() / m;
+            weight += n * m / (n + m);
+            sum += n * m / (n + m) * (own - other);
             weekends += 1;
         }
     }
-    let mut spreads: Vec<f32> = days.iter().map(|day| day.spread).collect();
+    let mut own = 0.0;
     if weekends >= WEEKENDS_MIN {
-        let (own, chance) = (sum / weight, (sampling + SPREADS.variance()) / weight);
-        let own = own * own * own / (own * own + 4.0 * chance);
-        for (spread, _) in spreads.iter_mut().zip(days).filter(|(_, day)| day.weekend) {
-            *spread -= own;
-        }
+        let (seen, chance) = (sum / weight, (sampling + SPREADS.variance()) / weight);
+        own = seen * seen * seen / (seen * seen + 4.0 * chance);
     }
-    spreads
-}
-
-#[expect(clippy::cast_precision_loss, reason = "days")]
-fn mean(values: &[f32]) -> (f32, f32) {
-    let n = values.len() as f32;
-    (values.iter().sum::<f32>() / n, n)
+    for (spread, day) in spreads.iter_mut().zip(days) {
+        *spread = day.spread - if day.weekend { own } else { 0.0 };
+    }
 }
 
 #[cfg(test)]
@@ -138,7 +131,7 @@ mod tests {
             day.level += level * f32::from(age);
             day.spread += spread * f32::from(age);
         }
-        best_change(&days, SAMPLING)
+        best_change(&days, SAMPLING, 0.0)
     }
 
     #[test]
@@ -150,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_level_alone_and_weekends_are_nothing() {
-        let quiet = best_change(&quiet(), SAMPLING).map_or(0.0, |apart| apart.score);
+        let quiet = best_change(&quiet(), SAMPLING, 0.0).map_or(0.0, |apart| apart.score);
         let level = growing(0.05, 0.0).map_or(0.0, |apart| apart.score);
         assert!(quiet < 2.5 && level <= 3.0_f32.hypot(quiet.max(2.0)) / 0.8, "{quiet} {level}");
     }
@@ -159,7 +152,8 @@ mod tests {
     #[test]
     fn a_weekend_is_taken_out_as_far_as_it_stands_out() {
         let days: Vec<Day> = (0..36_u8).map(|i| Day { level: 0.0, spread: if i % 7 >= 5 { 0.2 } else { 0.0 }, weekend: i % 7 >= 5 }).collect();
-        let left = without_weekends(&days, 0.0007);
+        let mut left = [0.0; DAYS_MAX];
+        without_weekends(&days, 0.0007, &mut left);
         let kept = 0.2 * 0.04 / (0.04 + 4.0 * 0.0011 / 5.0);
         assert!((left[5] - (0.2 - kept)).abs() < 1e-5 && left[4].abs() < 1e-6, "{}", left[5]);
     }
