@@ -65,7 +65,8 @@ fn two_configurations_are_compared_over_one_recording() {
     assert!(lines[0].starts_with('+') && lines[0].contains(" earlier (median of those told at another time)"), "{report}");
     let line = |mark: char, kind: &str| lines.iter().find(|l| l.starts_with(mark) && l.contains(kind)).is_some_and(|l| l.contains("POST /orders (shop, prod)"));
     assert!(line('+', "burn latency") && line('~', "creep"), "{report}");
-    assert!(report.contains("\noncall ") && report.contains("oncall gets ") && !report.contains('\u{1b}'), "{report}");
+    let in_one_line = report.replace('\n', " ");
+    assert!(report.contains("\noncall ") && in_one_line.contains("oncall gets ") && !report.contains('\u{1b}'), "{report}");
 
     let from_stdin = ["--config", "now.toml", "--compare", "next.toml", "-"];
     assert_eq!(printed(&replay(dir, &from_stdin, Some(&dir.join("t.ndjson")))), report);

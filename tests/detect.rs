@@ -214,6 +214,10 @@ fn a_memory_is_small_and_goes_on_after_a_restart() {
     let quarters = endpoint(500, |_| 1.0, |_| 1.0);
     let (_, mut watch) = run(&quarters, &Thresholds::default());
     let (memory, reference) = (postcard::to_stdvec(watch.memory()).unwrap(), postcard::to_stdvec(watch.reference().unwrap()).unwrap());
+    let mut reminded = Watch::default();
+    let learnt = watch.learnt().unwrap();
+    assert!(reminded.remind(&learnt) && reminded.reference() == watch.reference());
+    assert!(!Watch::default().remind(&learnt[1..]) && !Watch::default().remind(&[]), "of another version");
     assert!(memory.len() <= 2048 && reference.len() <= 160, "{} {}", memory.len(), reference.len());
     let bytes = postcard::to_stdvec(&watch).unwrap();
     let mut restarted: Watch = postcard::from_bytes(&bytes).unwrap();

@@ -47,6 +47,8 @@ enum Of {
     Run,
 }
 
+/// The first byte of what was learnt: less than 128, which none of the first version's is (it began with an hour).
+const LEARNT_VERSION: u8 = 2;
 /// The part of a change that is left when it is over.
 const OVER: f32 = 0.35;
 /// A day, and the time after which a level that stays is taken as the endpoint's own, in quarters of an hour.
@@ -254,13 +256,14 @@ impl Watch {
     /// Never: it is plain data.
     #[must_use]
     pub fn learnt(&self) -> Option<Vec<u8>> {
-        let learnt = (self.first_hour?, self.reference.as_ref()?);
+        let learnt = (LEARNT_VERSION, self.first_hour?, self.reference.as_ref()?);
         Some(postcard::to_stdvec(&learnt).expect("plain data"))
     }
 
-    /// Goes on from what was learnt before; whether it could be read.
+    /// Goes on from what was learnt before; whether it could be read, which it cannot if another version wrote it.
     pub fn remind(&mut self, learnt: &[u8]) -> bool {
-        let Ok((first_hour, reference)) = postcard::from_bytes(learnt) else { return false };
+        let Some((&LEARNT_VERSION, rest)) = learnt.split_first() else { return false };
+        let Ok((first_hour, reference)) = postcard::from_bytes(rest) else { return false };
         (self.first_hour, self.reference) = (Some(first_hour), Some(reference));
         true
     }
