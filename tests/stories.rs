@@ -99,9 +99,9 @@ fn order_ms(chance: &mut Chance, day: f64) -> f64 {
 const ORDERS: &str = "[[endpoint]]\nservice = \"shop\"\nmethod = \"POST\"\nroute = \"/orders\"\ncritical = true\n\
     objectives = [{ latency = \"1000ms\", target = \"95%\", period = \"30d\" }]\n";
 
-/// The shop's orders creep for a month and hit a wall on Christmas Eve, at under 1 % of the traffic; nothing else is wrong. Eleven such months.
+/// The shop's orders creep for weeks and hit a wall when no id is left. Eleven such shops, the first with its nineteen other endpoints, of which nothing is said.
 #[test]
-fn ids_that_run_out_are_told_weeks_before_christmas_with_their_day_and_nothing_else_is() {
+fn ids_that_run_out_are_told_weeks_ahead_with_their_day_and_nothing_else_is() {
     // The day on which one order in twenty takes longer than promised.
     let mut chance = Chance(1);
     let breach = (0..SHOP_DAYS * 8).map(|n| n as f64 / 8.0).find(|day| (0..20_000).filter(|_| order_ms(&mut chance, *day) > 1_000.0).count() > 1_000).unwrap();
@@ -137,7 +137,7 @@ fn ids_that_run_out_are_told_weeks_before_christmas_with_their_day_and_nothing_e
     }
     println!("told {leads:.1?} days ahead; dates one to two weeks ahead {off:.1?} days off; missing orders after {missed_after:.2?} hours");
     assert!(leads[5] >= 18.0 && leads[0] >= 14.0, "{leads:?} days ahead");
-    assert!(off.len() >= 8 && off[off.len() / 2] <= 2.5, "{off:?} days off");
+    assert!(off.len() > 5 && off[off.len() / 2] <= 2.5, "{off:?} days off");
     assert!(missed_after.len() == 11 && (0.0..2.0).contains(&missed_after[5]), "{missed_after:?} h");
 }
 

@@ -3,7 +3,7 @@
 //! Three things are known of each day: its level (the mean log duration), how high p95 stands over it, and how far apart durations are. The level wanders, and p95
 //! with it; the others hardly do. Either everything grows by one factor, and they stay; or a wait grows that is added to the work, and they grow with it in a known
 //! way ([`super::waits`]). So they tell which it is, and of a wait how far it has come, without the wander. How far apart durations are tells more of it than p95,
-//! which is what a few say; only where it is not known of each day the heights take its place.
+//! which is what a few say; only where it is known of too few days the heights take its place.
 //!
 //! # Source
 //! Bayesian model averaging (Hoeting, Madigan, Raftery & Volinsky, Stat. Sci. 14, 1999) on a grid: the level and the variance are integrated out
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fast;
 use super::slow::DAYS_MAX;
+use super::spread::Sampling;
 use super::waits::{Measure, Waits, Work};
 
 /// Fewer days are no forecast.
@@ -75,15 +76,6 @@ pub struct Day {
     pub height: f32,
     /// The logarithm of the mean deviation from it.
     pub spread: Option<f32>,
-}
-
-/// What the number of requests leaves in what is known of a day.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// Its variance in the level.
-    pub level: f32,
-    /// And in the spread.
-    pub spread: f32,
 }
 
 /// When the limit will be met.
@@ -473,6 +465,9 @@ impl Fit {
 /// `late` days before, less than one.
 #[must_use]
 pub fn forecast(days: &[Day], limit: f32, sampling: Sampling, late: f32) -> Option<Forecast> {
+    // A day without a spread is left out, as one without a p95 is: what tells of it must not change from one run to the next.
+    let with_spread: Vec<Day> = days.iter().filter(|day| day.spread.is_some()).copied().collect();
+    let days = if with_spread.len() < DAYS_MIN { days } else { &with_spread };
     let days = days.get(days.len().saturating_sub(DAYS_MAX)..)?;
     if days.len() < DAYS_MIN {
         return None;

@@ -262,7 +262,7 @@ impl Memory {
                 *kept = Count::new(scratch.beyond(median + cut).round() as u64);
             }
             let left = reference::left_of_deviation((0..DAY_BLOCKS).filter_map(|ago| Some(self.blocks.back(ago)?.0.get())));
-            let apart = libm::logf(scratch.deviation(mean, reference.room()) / (left * reference.deviation));
+            let apart = reference::spread(scratch.deviation(mean, reference.room()).0 / left) - reference.spread.0;
             self.tail.push(tail::TailDay { requests: Count::new(n as u64), beyond, apart: Ratio::new(apart.is_finite().then_some(apart), weekend) });
         }
         if hour < self.latency_rests_until {
@@ -357,12 +357,12 @@ impl Memory {
         }
         let limit = libm::logf(limit_ms * 1000.0) - reference.median - reference.p95_offset;
         let (_, requests) = daily_means(&self.blocks, 0);
-        let (requests, deviation) = (requests.max(1.0), libm::logf(reference.deviation));
+        let requests = requests.max(1.0);
         let mut days = self.days();
         for spread in days.iter_mut().filter_map(|day| day.spread.as_mut()) {
-            *spread += deviation;
+            *spread += reference.spread.0;
         }
-        let sampling = forecast::Sampling { level: reference.variance / requests, spread: reference.variance_of_spread() / requests };
+        let sampling = spread::Sampling { level: reference.variance / requests, spread: reference.spread.1 / requests };
         forecast::forecast(&days, limit, sampling, (hour + 1).rem_euclid(24) as f32 / 24.0)
     }
 
@@ -392,8 +392,21 @@ impl Memory {
         shift.map(Finding::Tail).or_else(|| self.judge_apart(reference, thresholds))
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "days")]
     fn judge_apart(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
+        let (days, sampling) = self.days_apart(reference);
+        spread::best_change(&days, sampling, thresholds.spread).map(Finding::Apart)
+    }
+
+    /// How far apart the requests of the last days are, over the reference's and without what weekends have of their own, on average; `None` with fewer days.
+    #[must_use]
+    pub fn apart(&self, reference: &Reference, days: usize) -> Option<f32> {
+        let (known, sampling) = self.days_apart(reference);
+        spread::lately(&known, sampling, days)
+    }
+
+    /// Days of which level and spread are known, the oldest first, and what the number of requests leaves in them.
+    #[expect(clippy::cast_precision_loss, reason = "days")]
+    fn days_apart(&self, reference: &Reference) -> (Vec<spread::Day>, spread::Sampling) {
         let (mut days, mut requests) = (Vec::with_capacity(slow::DAYS_MAX), 0.0);
         for ago in 0..slow::DAYS_MAX {
             let of_day = self.day(ago);
@@ -403,18 +416,8 @@ impl Memory {
             }
         }
         days.reverse();
-        let of_day = (requests / days.len() as f32).max(1.0);
-        let sampling = spread::Sampling { level: reference.variance / of_day, spread: reference.variance_of_spread() / of_day };
-        spread::best_change(&days, sampling, thresholds.spread).map(Finding::Apart)
-    }
-
-    /// How far apart the requests of the last days are, over the reference's, on average.
-    #[must_use]
-    pub fn apart(&self, days: usize) -> Option<f32> {
-        let known: Vec<f32> = (0..days).filter_map(|ago| Some(self.tail.apart(ago)?.0)).collect();
-        #[expect(clippy::cast_precision_loss, reason = "days")]
-        let n = known.len() as f32;
-        (known.len() == days).then(|| known.iter().sum::<f32>() / n)
+        let of_day = (requests / days.len().max(1) as f32).max(1.0);
+        (days, spread::Sampling { level: reference.variance / of_day, spread: reference.spread.1 / of_day })
     }
 
     /// The mean level of the day that ends so many days before the newest block.

@@ -95,13 +95,13 @@ impl Height {
     }
 }
 
-/// A log ratio of 0.64 to 2.3 in steps of 1 %, or nothing, and whether its day is a Saturday or Sunday: in one byte.
+/// A log ratio, of 0.66 to 8 in steps of 2 %, or nothing, and whether its day is a Saturday or Sunday: in one byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Ratio(u8);
 
-const RATIO_STEPS: f32 = 100.0;
+const RATIO_STEPS: f32 = 50.0;
 /// The code of the ratio 1; 0 is nothing.
-const RATIO_ONE: f32 = 45.0;
+const RATIO_ONE: f32 = 22.0;
 const RATIO_CODES: u8 = 0x7f;
 
 impl Ratio {
@@ -205,7 +205,7 @@ mod tests {
         }
 
         #[test]
-        fn a_ratio_is_kept_within_a_step(log_ratio in -0.44_f32..0.82, weekend in any::<bool>()) {
+        fn a_ratio_is_kept_within_a_step(log_ratio in -0.42_f32..2.1, weekend in any::<bool>()) {
             let kept = Ratio::new(Some(log_ratio), weekend);
             prop_assert!((kept.get().unwrap() - log_ratio).abs() <= 0.501 / RATIO_STEPS);
             prop_assert_eq!((kept.is_weekend(), Ratio::new(None, weekend)), (weekend, Ratio::new(None, kept.is_weekend())));

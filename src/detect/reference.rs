@@ -45,8 +45,8 @@ pub struct Reference {
     pub clip: (f32, f32),
     /// Variance of a request's log level inside the clip.
     pub variance: f32,
-    /// How far a request's log level lies from the mean of its block of hours, on average.
-    pub deviation: f32,
+    /// The logarithm of how far a request's log level lies from the mean of its block of hours, on average (see [`spread`]), and the variance that one request leaves in it.
+    pub spread: (f32, f32),
     /// The overall median.
     pub median: f32,
     /// Log distances from a day's median to the cuts of its tail.
@@ -227,17 +227,19 @@ impl Residuals {
         whole as f32 + part
     }
 
-    /// How far the levels lie from a centre, on average, each no further than a clip allows; both ends of it are distances from the centre.
+    /// How far the levels lie from a centre, on average, and the mean square of that; each no further than a clip allows, whose ends are distances from the centre.
     #[must_use]
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "counts of a fortnight")]
-    pub fn deviation(&self, centre: f32, clip: (f32, f32)) -> f32 {
-        let (mut n, mut sum) = (0_u64, 0.0_f64);
+    pub fn deviation(&self, centre: f32, clip: (f32, f32)) -> (f32, f32) {
+        let (mut n, mut sum, mut squares) = (0_u64, 0.0_f64, 0.0_f64);
         for (at, count) in self.counts.iter().enumerate().filter(|(_, c)| **c > 0) {
-            let level = (self.first as f32 + at as f32 + 0.5) / CELLS - centre;
+            let off = f64::from(((self.first as f32 + at as f32 + 0.5) / CELLS - centre).clamp(clip.0, clip.1));
             n += u64::from(*count);
-            sum += f64::from(level.clamp(clip.0, clip.1).abs()) * f64::from(*count);
+            sum += off.abs() * f64::from(*count);
+            squares += off * off * f64::from(*count);
         }
-        (sum / n.max(1) as f64) as f32
+        let n = n.max(1) as f64;
+        ((sum / n) as f32, (squares / n) as f32)
     }
 
     /// Mean and variance of the levels inside a clip.
@@ -254,6 +256,15 @@ impl Residuals {
         let mean = sum / n.max(1.0);
         (mean as f32, ((squares / n.max(1.0) - mean * mean).max(0.0)) as f32)
     }
+}
+
+/// What clocks of whole milliseconds and narrow buckets leave: so far apart are durations that are all alike.
+pub(super) const RESOLUTION: f32 = 0.05;
+
+/// The logarithm of a mean deviation, as the days are compared by it: what lies below the resolution is no difference.
+#[must_use]
+pub(super) fn spread(deviation: f32) -> f32 {
+    0.5 * libm::logf(deviation * deviation + RESOLUTION * RESOLUTION)
 }
 
 /// What is left of a mean deviation where the mean of each of these blocks of requests was taken from its own few (Bessel's correction, of deviations instead of squares).
@@ -331,14 +342,14 @@ impl Reference {
         let p95_offset = all.quantile(0.95)? - without.quantile(0.95)?;
         let from_hour = parts.iter().map(|part| part.hour).min()?;
         let season = season.into_iter().map(Level::new).collect();
-        let mut learnt = Self { from_hour, season, clip, variance, deviation: 0.0, median: centre, cuts, shares, p95_offset, requests: all.total() };
-        learnt.deviation = learnt.deviation_of(parts, &mut without);
+        let mut learnt = Self { from_hour, season, clip, variance, spread: (0.0, 0.0), median: centre, cuts, shares, p95_offset, requests: all.total() };
+        learnt.spread = learnt.spread_of(parts, &mut without);
         Some(learnt)
     }
 
-    /// How far the requests of some parts lie from the mean of their block of hours, on average.
+    /// How far the requests of some parts lie from the mean of their block of hours, and the variance that one leaves in the logarithm of that.
     #[expect(clippy::cast_precision_loss, reason = "counts of a fortnight")]
-    fn deviation_of(&self, parts: &[Part<'_>], scratch: &mut Residuals) -> f32 {
+    fn spread_of(&self, parts: &[Part<'_>], scratch: &mut Residuals) -> (f32, f32) {
         let logs = logs_of_buckets();
         let mut blocks: BTreeMap<i64, (f32, f32)> = BTreeMap::new();
         for part in parts {
@@ -350,19 +361,18 @@ impl Reference {
             });
         }
         self.residuals(parts, None, |hour| blocks.get(&hour.div_euclid(BLOCK_HOURS)).map_or(0.0, |(n, sum)| sum / n.max(1.0)), scratch);
-        scratch.deviation(0.0, self.room()) / left_of_deviation(blocks.values().map(|(n, _)| *n))
+        let (deviation, square) = scratch.deviation(0.0, self.room());
+        let whole = deviation / left_of_deviation(blocks.values().map(|(n, _)| *n));
+        // The variance of the logarithm of a mean (the delta method), less what the resolution takes of it.
+        let of_one = (square / (deviation * deviation) - 1.0).max(0.2);
+        let above = whole * whole / (whole * whole + RESOLUTION * RESOLUTION);
+        (spread(whole), of_one * above * above)
     }
 
     /// The distances from the median between which a request counts with its own level.
     #[must_use]
     pub(super) fn room(&self) -> (f32, f32) {
         (self.clip.0 - self.median, self.clip.1 - self.median)
-    }
-
-    /// The variance that a request alone leaves in the logarithm of a mean deviation.
-    #[must_use]
-    pub(super) fn variance_of_spread(&self) -> f32 {
-        (self.variance / (self.deviation * self.deviation) - 1.0).max(0.2)
     }
 
     /// The levels of some timings over this one and over what their hour wandered from it, in place of what was in `into`; those below a level only as their number.

@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::slow::{DAYS_MAX, DAYS_MIN, LEVELS, SPREADS, Shape, Whitened};
+use super::slow::{DAYS_MIN, LEVELS, SPREADS, Shape, Whitened};
 
 /// The least changes of the level, of the spread, and of both, in log units.
 const LEVEL_MIN: f32 = 0.02;
@@ -54,6 +54,8 @@ pub struct Apart {
     pub change: f32,
     /// The change of the logarithm of the mean deviation by now.
     pub spread: f32,
+    /// What it was before, on average.
+    pub before: f32,
 }
 
 /// The best change of both that scores more than `least`, of days in order, the oldest first.
@@ -62,11 +64,8 @@ pub fn best_change(days: &[Day], sampling: Sampling, least: f32) -> Option<Apart
     if days.len() < DAYS_MIN {
         return None;
     }
-    let mut spreads = [0.0; DAYS_MAX];
-    let n = days.len().min(DAYS_MAX);
-    let days = &days[days.len() - n..];
-    without_weekends(days, sampling.spread, &mut spreads);
-    let spreads = Whitened::new(&SPREADS, &spreads[..n], sampling.spread)?;
+    let corrected = without_weekends(days, sampling.spread);
+    let spreads = Whitened::new(&SPREADS, &corrected, sampling.spread)?;
     let values: Vec<f32> = days.iter().map(|day| day.level).collect();
     let levels = Whitened::new(&LEVELS, &values, sampling.level)?;
     let mut best: Option<Apart> = None;
@@ -80,26 +79,38 @@ pub fn best_change(days: &[Day], sampling: Sampling, least: f32) -> Option<Apart
         let (of_level, change) = levels.change(days, shape);
         let score = libm::hypotf(t, of_level.min(LEVEL_SCORE_MAX)) / usual;
         if change >= LEVEL_MIN && change + spread >= TOGETHER_MIN && score > least {
-            best = Some(Apart { score, shape, days, change, spread });
+            best = Some(Apart { score, shape, days, change, spread, before: mean(&corrected[..corrected.len() - days]) });
         }
     });
     best
 }
 
-/// The spreads without what weekends have of their own: the mean of how they differ from the days beside them, which a rise changes by nothing, trusted as far as
-/// it stands out from chance.
+/// How far apart the last of some days are, without what weekends have of their own, on average; `None` with fewer days.
+#[must_use]
+pub fn lately(days: &[Day], sampling: Sampling, last: usize) -> Option<f32> {
+    let from = days.len().checked_sub(last.max(1))?;
+    Some(mean(&without_weekends(days, sampling.spread)[from..]))
+}
+
 #[expect(clippy::cast_precision_loss, reason = "days")]
-fn without_weekends(days: &[Day], sampling: f32, spreads: &mut [f32; DAYS_MAX]) {
+fn mean(values: &[f32]) -> f32 {
+    values.iter().sum::<f32>() / values.len() as f32
+}
+
+/// The spreads without what weekends have of their own: the mean of how they differ from the days on either side, which a straight rise changes by nothing, trusted
+/// as far as it stands out from chance.
+#[expect(clippy::cast_precision_loss, reason = "days")]
+fn without_weekends(days: &[Day], sampling: f32) -> Vec<f32> {
     let (mut weight, mut sum, mut weekends, mut at) = (0.0, 0.0, 0, 0_usize);
     for run in days.chunk_by(|a, b| a.weekend == b.weekend) {
-        let beside = [at.checked_sub(1), Some(at + run.len())].map(|i| i.and_then(|i| days.get(i)));
+        let beside = at.checked_sub(1).and_then(|i| days.get(i)).zip(days.get(at + run.len()));
         at += run.len();
-        let (n, m) = (run.len() as f32, beside.iter().flatten().count() as f32);
-        if run[0].weekend && m > 0.0 {
-            let own = run.iter().map(|day| day.spread).sum::<f32>() / n;
-            let other = beside.iter().flatten().map(|day| day.spread).sum::<f32>() / m;
-            weight += n * m / (n + m);
-            sum += n * m / (n + m) * (own - other);
+        // A longer run is two of them with no day between.
+        if let Some((friday, monday)) = beside.filter(|_| run[0].weekend && run.len() <= 2) {
+            let (n, own) = (run.len() as f32, run.iter().map(|day| day.spread).sum::<f32>());
+            let w = 2.0 * n / (n + 2.0);
+            weight += w;
+            sum += w * (own / n - f32::midpoint(friday.spread, monday.spread));
             weekends += 1;
         }
     }
@@ -108,9 +119,7 @@ fn without_weekends(days: &[Day], sampling: f32, spreads: &mut [f32; DAYS_MAX]) 
         let (seen, chance) = (sum / weight, (sampling + SPREADS.variance()) / weight);
         own = seen * seen * seen / (seen * seen + 4.0 * chance);
     }
-    for (spread, day) in spreads.iter_mut().zip(days) {
-        *spread = day.spread - if day.weekend { own } else { 0.0 };
-    }
+    days.iter().map(|day| day.spread - if day.weekend { own } else { 0.0 }).collect()
 }
 
 #[cfg(test)]
@@ -152,8 +161,7 @@ mod tests {
     #[test]
     fn a_weekend_is_taken_out_as_far_as_it_stands_out() {
         let days: Vec<Day> = (0..36_u8).map(|i| Day { level: 0.0, spread: if i % 7 >= 5 { 0.2 } else { 0.0 }, weekend: i % 7 >= 5 }).collect();
-        let mut left = [0.0; DAYS_MAX];
-        without_weekends(&days, 0.0007, &mut left);
+        let left = without_weekends(&days, 0.0007);
         let kept = 0.2 * 0.04 / (0.04 + 4.0 * 0.0011 / 5.0);
         assert!((left[5] - (0.2 - kept)).abs() < 1e-5 && left[4].abs() < 1e-6, "{}", left[5]);
     }

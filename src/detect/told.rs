@@ -115,7 +115,8 @@ pub(super) fn change_of(finding: &Finding, watch: &Watch, thresholds: &Threshold
 pub(super) fn level_now(watch: &Watch, shift: f32, quarter: i64, began: i64) -> Change {
     let since = Timestamp(began * QUARTER_MS);
     let days = usize::try_from((quarter - began) / 96).unwrap_or(0);
-    with_trend_over(watch, days, Change { since, ..of_level(watch, watch.memory().level(96), shift, 96) })
+    let spread_ratio = watch.spread_shift().map(|apart| rounded(libm::expf(apart)));
+    with_trend_over(watch, days, Change { since, spread_ratio, ..of_level(watch, watch.memory().level(96), shift, 96) })
 }
 
 fn of_level(watch: &Watch, now: Mean, shift: f32, quarters: usize) -> Change {

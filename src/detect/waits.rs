@@ -8,6 +8,8 @@
 
 use std::sync::OnceLock;
 
+use super::reference::spread;
+
 /// Mean waits that are tabled, in medians of the work: the logarithm of the first, the step and how many.
 const FIRST: f32 = -6.0;
 const STEP: f32 = 0.25;
@@ -29,7 +31,7 @@ const DEVIATION: f64 = 0.797_884_560_802_865_4;
 pub enum Measure {
     /// The height of p95 over the mean log duration.
     Height,
-    /// The logarithm of the mean deviation from it.
+    /// The logarithm of the mean deviation from it ([`super::reference::Reference::spread`]).
     Spread,
 }
 
@@ -143,14 +145,14 @@ impl Waits {
         let mean = |wait: f64| work.iter().map(|(w, share)| share * parts.iter().map(|p| libm::log1p(wait * p / w)).sum::<f64>() / 32.0).sum::<f64>();
         let apart = |wait: f64, mean: f64| {
             let from_mean = |(w, share): &(f64, f64)| share * parts.iter().map(|p| (libm::log(w + wait * p) - mean).abs()).sum::<f64>() / 32.0;
-            work.iter().map(from_mean).sum::<f64>() / (DEVIATION * sd)
+            work.iter().map(from_mean).sum::<f64>()
         };
         let mut table = Self { sd: sd as f32, level: [0.0; WAITS], p95: [0.0; WAITS], spread: [0.0; WAITS] };
         for (place, wait) in (0_u8..).map(|i| libm::exp(f64::from(FIRST) + f64::from(STEP) * f64::from(i))).take(WAITS).enumerate() {
             let level = mean(wait);
             table.level[place] = level as f32;
             table.p95[place] = (quantile(wait) - f64::from(Z95) * sd) as f32;
-            table.spread[place] = libm::log(apart(wait, level)) as f32;
+            table.spread[place] = spread(apart(wait, level) as f32) - spread((DEVIATION * sd) as f32);
         }
         table
     }
@@ -173,7 +175,7 @@ impl Waits {
     fn of_work(&self, measure: Measure) -> f32 {
         match measure {
             Measure::Height => Z95 * self.sd,
-            Measure::Spread => libm::logf(DEVIATION as f32 * self.sd),
+            Measure::Spread => spread(DEVIATION as f32 * self.sd),
         }
     }
 
@@ -195,6 +197,7 @@ impl Waits {
 
 #[cfg(test)]
 mod tests {
+    use super::super::reference::RESOLUTION;
     use super::*;
 
     /// The mean of log(1 + s·E), E exponential, is e^(1/s)·E₁(1/s) (Abramowitz & Stegun 1964, 5.1.1, and table 5.1); p95 of a long wait is that of the exponential
@@ -218,7 +221,8 @@ mod tests {
     fn a_wait_draws_durations_apart_as_an_exponential_one_does() {
         let nearly_constant = tables()[0];
         for (wait, exact) in [(0.0, 0.344_183), (1.0, 0.535_667), (3.0, 0.833_602), (4.75, 0.940_527)] {
-            let apart = libm::expf(nearly_constant.of_work(Measure::Spread) + nearly_constant.added(wait).spread);
+            let with_resolution = libm::expf(nearly_constant.of_work(Measure::Spread) + nearly_constant.added(wait).spread);
+            let apart = (with_resolution * with_resolution - RESOLUTION * RESOLUTION).sqrt();
             assert!((apart - exact).abs() < 0.01 && apart < 0.983_069, "{wait}: {apart}");
         }
     }

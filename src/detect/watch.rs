@@ -118,6 +118,17 @@ impl Watch {
         Some(self.memory.level(96).level - alarm.before)
     }
 
+    /// By how much further apart the requests of the last days are than before that was found of it, in log units.
+    #[must_use]
+    pub fn spread_shift(&self) -> Option<f32> {
+        let Some(Alarm { of: Of::Apart { before, .. }, .. }) = self.alarms[0] else { return None };
+        Some(self.apart()? - before)
+    }
+
+    fn apart(&self) -> Option<f32> {
+        self.memory.apart(self.reference.as_ref()?, SPREAD_DAYS)
+    }
+
     /// How far the level of the last quarters of an hour is above that of the last days; `None` with too few requests.
     #[must_use]
     pub fn change_over(&self, quarters: usize) -> Option<f32> {
@@ -139,8 +150,8 @@ impl Watch {
         let (of, before, change) = match finding {
             Finding::Level(found) => level(96, found.change),
             Finding::Apart(found) => {
-                let before = self.memory.apart(SPREAD_DAYS).unwrap_or(0.0) - found.spread;
-                (Of::Apart { before, change: found.spread }, self.memory.level(96).level - found.change, found.change)
+                let (_, before, change) = level(96, found.change);
+                (Of::Apart { before: found.before, change: found.spread }, before, change)
             }
             Finding::Step(found) => level(found.quarters, found.change),
             Finding::Marked(found) => level(usize::try_from(found.hours * 4).unwrap_or(96), found.change),
@@ -180,7 +191,7 @@ impl Watch {
                 day.n >= TRAFFIC_MIN && back(day.level) || since >= STAYS && self.has_stayed()
             }
             Of::Apart { before, change } => {
-                let together = self.memory.apart(SPREAD_DAYS).is_some_and(|apart| apart < before + OVER * change);
+                let together = self.apart().is_some_and(|apart| apart < before + OVER * change);
                 is_day && since >= 3 * DAY && (together && back(self.memory.level(96).level) || since >= STAYS && self.has_stayed())
             }
             Of::Tail(cut) => is_day && since >= 3 * DAY && (self.memory.tail_share(cut, 3).is_some_and(back) || since >= STAYS),

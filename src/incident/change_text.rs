@@ -136,8 +136,10 @@ fn over(kind: Kind) -> &'static str {
 /// `usually 168 ms now and 120 ms before, up 40 % (1.6 % a day, 18 of 21 days rising); p95 412 ms`.
 /// Where requests draw apart: `usually 126 ms now and 120 ms before, up 5 %, and requests differ 12 % more from each other; p95 312 ms`.
 fn level(change: &Change) -> String {
-    let apart = change.spread_ratio.map_or_else(String::new, |r| format!(", and requests differ {:.0} % more from each other", (r - 1.0) * 100.0));
-    let up = change.ratio.map_or_else(String::new, |r| format!("up {:.0} %{}{apart}", (r - 1.0) * 100.0, rising(change)));
+    let more = |r: &f64| *r >= 1.005;
+    let apart = change.spread_ratio.filter(more).map_or_else(String::new, |r| format!(", and requests differ {:.0} % more from each other", (r - 1.0) * 100.0));
+    let way = |r: f64| if r < 1.0 { "down" } else { "up" };
+    let up = change.ratio.map_or_else(String::new, |r| format!("{} {:.0} %{}{apart}", way(r), (r - 1.0).abs() * 100.0, rising(change)));
     let p95 = change.p95_ms.map_or_else(String::new, |p95| format!("; p95 {}", ms(p95)));
     match (change.level_ms, change.level_before_ms) {
         (Some(now), Some(before)) => format!("usually {} now and {} before, {up}{p95}", ms(now), ms(before)),

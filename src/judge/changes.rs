@@ -78,10 +78,12 @@ fn severity(found: &Found, at: Timestamp, open: Option<&Incident>) -> Severity {
 }
 
 /// What was about to break its promise still is: a date comes and goes from one run to the next, and nobody is to be woken by each. It is over when a date says that
-/// there is twice the time, or when there was none for so long that nothing moved.
+/// there is twice the time; without a date when it has fallen by as much as is told, or when nothing moved for a week (two, if a date was told last).
 fn stays_urgent(found: &Found, at: Timestamp, open: Option<&Incident>) -> bool {
     open.filter(|open| open.severity == Severity::Critical).is_some_and(|open| match found.breach {
+        _ if found.stage == Stage::Over => true,
         Some(breach) => breach.at.0 - at.0 <= 2 * BREACH_NEAR_MS,
+        None if open.evidence.change().is_some_and(|old| has_fallen(&found.change, old)) => false,
         None => open.breach.is_some() || at.0 - open.updated_at.0 < GOES_ON_MS,
     })
 }
@@ -107,6 +109,11 @@ fn breach_moved(new: Breach, old: Breach, at: Timestamp) -> bool {
 fn changed(new: &Change, old: &Change) -> bool {
     let ratio = |c: &Change| c.ratio.unwrap_or(1.0);
     (ratio(new) / ratio(old)).max(ratio(old) / ratio(new)) > 1.0 + MOVED || new.endpoints.len() > old.endpoints.len()
+}
+
+/// Whether the level is lower by as much as is told. Its ratio need not tell: it is to what the level was before the finding, and a later finding may begin elsewhere.
+fn has_fallen(new: &Change, old: &Change) -> bool {
+    old.level_ms.zip(new.level_ms).is_some_and(|(old, new)| old / new > 1.0 + MOVED)
 }
 
 /// Who is told: whoever is named with the flow or expectation, else where the endpoint is configured; of a whole service all who are named with its endpoints, of several
@@ -139,8 +146,21 @@ mod tests {
         let text = |s: &str| s.to_owned();
         let endpoint = EndpointKey { service: text("shop"), env: text("prod"), kind: text("http"), method: text("POST"), route: text("/orders") };
         let breach = breach_in_days.map(|days| at.plus_ms(days * 24 * HOUR_MS)).map(|at| Breach { at, from: at, to: at });
-        let change = Change { ratio: Some(1.3), ..Change::default() };
+        let change = Change { ratio: Some(1.3), level_ms: Some(130.0), ..Change::default() };
         Found { due: Slot::containing(at), endpoint, critical: true, kind: Kind::Creep, stage, breach, change }
+    }
+
+    #[test]
+    fn what_has_fallen_is_a_warning_again_and_what_ends_ends_as_severe_as_it_was() {
+        let mut open = Incident::opened(&transition(&found(Stage::Begun, BEGIN, Some(10)), BEGIN, None).unwrap());
+        let at = BEGIN.plus_ms(24 * HOUR_MS);
+        let (mut fallen, over) = (found(Stage::GoesOn, at, None), found(Stage::Over, at, None));
+        fallen.change.level_ms = Some(100.0);
+        let said = |found: &Found, open: &Incident| transition(found, at, Some(open)).map(|line| (line.event, line.severity));
+        assert_eq!(said(&fallen, &open), Some((Event::Deescalated, Severity::Warning)));
+        assert_eq!(said(&over, &open), Some((Event::Resolved, Severity::Critical)));
+        open.severity = Severity::Warning;
+        assert_eq!(said(&over, &open), Some((Event::Resolved, Severity::Warning)));
     }
 
     /// What is said of a creep that was found at first and goes on in runs six hours apart, each with its days to the breach.

@@ -167,7 +167,7 @@ fn of_change(facts: &mut Vec<(&'static str, String)>, line: &Transition, change:
     if let Some(p95) = change.p95_ms {
         facts.push(("p95", format!("{p95} ms")));
     }
-    if let Some(apart) = change.spread_ratio {
+    if let Some(apart) = change.spread_ratio.filter(|apart| *apart >= 1.005) {
         facts.push(("Apart", format!("requests differ {:.0} % more from each other than before", (apart - 1.0) * 100.0)));
     }
     facts.push(("Rests on", format!("{} requests in {}", change.requests, change.window)));
