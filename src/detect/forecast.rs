@@ -617,6 +617,10 @@ mod tests {
         let told = |days: &[Day]| forecast(days, limit.level + limit.height, Sampling { level: 6e-4, spread: 4e-4 }, late).filter(Forecast::has_date);
         let f = told(&days).unwrap();
         assert!(f.curve == Curve::Wall && (f.days - 10.0).abs() < 2.5 && f.from < 10.0 && f.to > 10.0, "{f:?}");
+        // Two days of which it is not known are left out, and change little.
+        let gaps: Vec<Day> = days.iter().enumerate().map(|(i, day)| if i == 0 || i == 20 { Day { spread: None, ..*day } } else { *day }).collect();
+        let g = told(&gaps).unwrap();
+        assert!((g.days - f.days).abs() < 1.0 && (g.to - g.from) < 1.5 * (f.to - f.from), "{f:?} {g:?}");
         let without: Vec<Day> = days.iter().map(|day| Day { spread: None, ..*day }).collect();
         assert!(told(&without).is_none_or(|g| g.to - g.from > f.to - f.from), "{f:?} {:?}", told(&without));
     }

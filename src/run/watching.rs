@@ -164,14 +164,14 @@ impl Thread {
         }
         while let Some(quarter) = self.fleet.next().filter(|quarter| cut_slot(*quarter).end() <= to) {
             let found = self.fleet.run(&mut self.past);
-            let learnt = self.fleet.take_learnt();
-            if self.recorded.is_none_or(|recorded| quarter > recorded) {
-                let text = |(id, learnt): &(EndpointId, Vec<u8>)| (*id, STANDARD.encode(learnt));
-                for some in learnt.chunks(LEARNT_AT_ONCE) {
-                    if !self.engine.decide_from_thread(&Command::Learn(some.iter().map(text).collect())) {
-                        return false;
-                    }
+            // What is learnt anew goes into the log though its quarter is there: the record of an earlier version could not be read, and a repeated one is none the worse.
+            let text = |(id, learnt): &(EndpointId, Vec<u8>)| (*id, STANDARD.encode(learnt));
+            for some in self.fleet.take_learnt().chunks(LEARNT_AT_ONCE) {
+                if !self.engine.decide_from_thread(&Command::Learn(some.iter().map(text).collect())) {
+                    return false;
                 }
+            }
+            if self.recorded.is_none_or(|recorded| quarter > recorded) {
                 if !self.engine.decide_from_thread(&Command::Find(quarter, found)) {
                     return false;
                 }
@@ -240,7 +240,7 @@ fn remind(fleet: &mut Fleet, data_dir: &Path) {
         Ok(frames) => frames,
         Err(error) => return warn!(%error, "what the detectors had learnt cannot be read"),
     };
-    let mut endpoints = BTreeSet::new();
+    let (mut endpoints, mut unread) = (BTreeSet::new(), BTreeSet::new());
     for frame in frames {
         let records = match frame {
             Ok(frame) => frame.delta.records,
@@ -250,8 +250,14 @@ fn remind(fleet: &mut Fleet, data_dir: &Path) {
         for (id, text) in learnt.flatten() {
             if STANDARD.decode(text).is_ok_and(|learnt| fleet.remind(id, &learnt)) {
                 endpoints.insert(id);
+            } else {
+                unread.insert(id);
             }
         }
+    }
+    let unread = unread.difference(&endpoints).count();
+    if unread > 0 {
+        warn!(endpoints = unread, "what the detectors had learnt of these was written by another version: it is learnt anew");
     }
     if !endpoints.is_empty() {
         info!(endpoints = endpoints.len(), "the detectors go on with what they had learnt");
