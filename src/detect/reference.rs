@@ -45,7 +45,7 @@ pub struct Reference {
     pub clip: (f32, f32),
     /// Variance of a request's log level inside the clip.
     pub variance: f32,
-    /// The logarithm of how far a request's log level lies from the mean of its block of hours, on average (see [`spread`]), and the variance that one request leaves in it.
+    /// The logarithm of how far a request's log level lies from the mean of its block of hours, on average, but no less than clocks resolve, and the variance that one request leaves in it.
     pub spread: (f32, f32),
     /// The overall median.
     pub median: f32,
