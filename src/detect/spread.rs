@@ -4,9 +4,9 @@
 //! a few per cent stands out within days. It counts together with a rise of the level over the same days.
 //!
 //! # Source
-//! The mean deviation as a measure of scale that a few outliers do not decide (Huber, Robust Statistics, 1981, 1.2); the scan of [`super::slow`] over it; two
-//! scores that are as good as independent are put together as the root of the sum of their squares (Fisher's and Cramér's way with likelihood ratios: the
-//! logarithms add up; Cox & Hinkley, Theoretical Statistics, 1974, 9.3).
+//! The mean deviation as a measure of scale that a few outliers do not decide (Huber, Robust Statistics, 1981, 1.2); the scan of [`super::slow`] over it. The
+//! scores of level and spread are as good as independent, so the root of the sum of their squares stands for both: logarithms of likelihood ratios add up
+//! (Cox & Hinkley, Theoretical Statistics, 1974, 9.3).
 
 use serde::{Deserialize, Serialize};
 
