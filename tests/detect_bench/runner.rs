@@ -1,7 +1,7 @@
 //! The detectors over recorded streams: writes `incidents.ndjson` into each folder and prints what it cost.
 //!
 //! `cargo bench --bench detect -- [false_alarms=0.01] [NAME=SCORE…] FOLDER…`, where each folder has `events.ndjson` (timings in time order), `markers.ndjson` and
-//! `slowburn.toml`. NAME is one of slow, fast, tail, marker, traffic, lull, flow: a threshold of its own in place of the one that follows from the budget.
+//! `slowburn.toml`. NAME is one of slow, spread, fast, tail, marker, traffic, lull, flow: a threshold of its own in place of the one that follows from the budget.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a bench fails by panicking, and measures time")]
 
@@ -131,6 +131,7 @@ fn main() {
         for (name, value) in &own {
             match name.as_str() {
                 "slow" => t.slow = *value,
+                "spread" => t.spread = *value,
                 "fast" => t.fast = *value,
                 "tail" => t.tail = *value,
                 "marker" => t.marker = *value,
