@@ -10,8 +10,8 @@ use super::gauge::Gauge;
 use super::packed::{Count, Level, Ring};
 
 /// The wander of real services: standard deviation and time constant in hours, of days and of hours.
-const SLOW_WANDER: (f32, f32) = (0.055, 36.0);
-const FAST_WANDER: (f32, f32) = (0.045, 1.5);
+pub(super) const SLOW_WANDER: (f32, f32) = (0.055, 36.0);
+pub(super) const FAST_WANDER: (f32, f32) = (0.045, 1.5);
 
 /// Windows in quarters of an hour.
 pub const WINDOWS: [usize; 6] = [6, 8, 12, 24, 48, 96];
@@ -139,11 +139,13 @@ impl Fast {
     /// The mean over the last quarters of an hour; more than are kept are whole hours.
     #[must_use]
     pub fn mean(&self, window: usize) -> Mean {
-        if window <= 24 {
-            mean_of((0..window).map_while(|ago| self.quarters.back(ago)))
-        } else {
-            mean_of((0..window / 4).map_while(|ago| self.hours.back(ago)))
-        }
+        if window <= 24 { mean_of((0..window).map_while(|ago| self.quarters.back(ago))) } else { self.mean_of_hours(window / 4) }
+    }
+
+    /// The mean over the last whole hours, up to a day.
+    #[must_use]
+    pub fn mean_of_hours(&self, hours: usize) -> Mean {
+        mean_of((0..hours).map_while(|ago| self.hours.back(ago)))
     }
 
     /// How far the quarters of a window scatter about its mean, as the variance of that mean: what lasts a few minutes scatters, a step does not.

@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod flow;
 pub mod forecast;
 pub mod gauge;
+pub mod intervention;
 pub mod marker;
 pub mod packed;
 pub mod quarters;
@@ -150,11 +151,7 @@ impl Memory {
             found[1] = Some(Finding::Collapse(c));
         }
         if let Some(reference) = reference.filter(|_| found[0].is_none()) {
-            let cell = Mean { n: n as f32, level: level.get().unwrap_or(0.0) };
-            let since_block = usize::try_from(quarter.rem_euclid(4 * BLOCK_HOURS) + 1).unwrap_or(0);
-            let blocks = &self.blocks;
-            let days_before = |window: usize| daily_means(blocks, window.saturating_sub(since_block).div_ceil(24));
-            let verdict = self.markers.judge(quarter, cell, &self.fast, reference.variance, thresholds.marker, days_before);
+            let verdict = self.markers.judge(quarter, &self.fast, &self.blocks, reference.variance, thresholds.marker);
             if let Some(v) = verdict.filter(|_| hour >= self.latency_rests_until) {
                 self.latency_rests_until = hour + LATENCY_REST_HOURS;
                 found[0] = Some(Finding::Marked(v));

@@ -213,15 +213,6 @@ pub fn best_change(levels: &[f32], sampling: f32) -> Option<Change> {
     best
 }
 
-/// The score and size of a step before the last level, whose time was known beforehand.
-#[must_use]
-pub fn known_step(levels: &[f32], sampling: f32) -> Option<(f32, f32)> {
-    if levels.len() < BEFORE_MIN + 1 {
-        return None;
-    }
-    Some(Whitened::new(&LEVELS, levels, sampling)?.change(1, Shape::Step))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

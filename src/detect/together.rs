@@ -391,7 +391,7 @@ fn size_of(finding: &Finding) -> Option<f32> {
 fn window_of(finding: &Finding) -> usize {
     match finding {
         Finding::Step(f) => f.quarters,
-        Finding::Marked(f) => usize::try_from(f.hours * 4).unwrap_or(96),
+        Finding::Marked(f) => f.quarters(),
         _ => 96,
     }
 }

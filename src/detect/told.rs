@@ -73,7 +73,7 @@ pub(super) fn change_of(finding: &Finding, watch: &Watch, thresholds: &Threshold
             ..of_level(watch, watch.memory().level(step.quarters), step.change, step.quarters)
         },
         Finding::Marked(verdict) => {
-            let quarters = usize::try_from(verdict.hours * 4).unwrap_or(4);
+            let quarters = verdict.quarters();
             Change {
                 since: Timestamp(verdict.marker * QUARTER_MS),
                 score: rounded(verdict.score),

@@ -154,7 +154,7 @@ impl Watch {
                 (Of::Apart { before: found.before, change: found.spread }, before, change)
             }
             Finding::Step(found) => level(found.quarters, found.change),
-            Finding::Marked(found) => level(usize::try_from(found.hours * 4).unwrap_or(96), found.change),
+            Finding::Marked(found) => level(found.quarters(), found.change),
             Finding::Tail(found) => {
                 let share = self.memory.tail_share(found.cut, found.days).unwrap_or(0.0);
                 (Of::Tail(found.cut), share / found.ratio, share - share / found.ratio)

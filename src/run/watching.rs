@@ -35,7 +35,7 @@ use crate::time::{Slot, Tier, Timestamp};
 /// Endpoints whose reference is in one record.
 const LEARNT_AT_ONCE: usize = 1_000;
 
-const MAGIC: [u8; 8] = *b"SBWTCH\0\x02";
+const MAGIC: [u8; 8] = *b"SBWTCH\0\x03";
 
 /// What the thread is told.
 pub enum Work {
