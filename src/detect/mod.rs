@@ -265,7 +265,9 @@ impl Memory {
         if hour < self.latency_rests_until {
             return None;
         }
-        let found = self.judge_slow(reference, thresholds).or_else(|| self.judge_day(reference, thresholds).filter(|_| ends_day));
+        let days = self.of_days();
+        let found = self.judge_slow(reference, thresholds, &days);
+        let found = if ends_day { found.or_else(|| self.judge_day(reference, thresholds, &days)) } else { found };
         if found.is_some() {
             self.latency_rests_until = hour + LATENCY_REST_HOURS;
             self.rising_since = self.rising_since.min(hour);
@@ -306,7 +308,7 @@ impl Memory {
     /// Daily levels, the oldest first.
     #[must_use]
     pub fn daily_levels(&self) -> Vec<f32> {
-        daily_means(&self.blocks, 0).0
+        daily_means(&self.of_days()).0
     }
 
     /// Requests of the last days of the tail.
@@ -353,9 +355,9 @@ impl Memory {
             return None;
         }
         let limit = libm::logf(limit_ms * 1000.0) - reference.median - reference.p95_offset;
-        let (_, requests) = daily_means(&self.blocks, 0);
-        let requests = requests.max(1.0);
-        let mut days = self.days();
+        let means = self.of_days();
+        let requests = daily_means(&means).1.max(1.0);
+        let mut days = self.days(&means);
         for spread in days.iter_mut().filter_map(|day| day.spread.as_mut()) {
             *spread += reference.spread.0;
         }
@@ -363,17 +365,10 @@ impl Memory {
         forecast::forecast(&days, limit, sampling, (hour + 1).rem_euclid(24) as f32 / 24.0)
     }
 
-    /// The slope of the days since an onset, and on how many of them the level rose.
-    #[must_use]
-    pub fn explain(&self, change: &slow::Change) -> Option<trend::Trend> {
-        let (means, _) = daily_means(&self.blocks, 0);
-        trend::trend(means.get(means.len().saturating_sub(change.days + 3)..)?)
-    }
-
-    fn judge_slow(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
-        let (means, n_mean) = daily_means(&self.blocks, 0);
+    fn judge_slow(&self, reference: &Reference, thresholds: &Thresholds, days: &[Mean]) -> Option<Finding> {
+        let (means, n_mean) = daily_means(days);
         let mut best = slow::best_change(&means, reference.variance / n_mean.max(1.0));
-        let p95s = self.daily_p95s();
+        let p95s: Vec<f32> = self.days(days).into_iter().map(|day| day.level + day.height).collect();
         if p95s.len() + 5 >= means.len() {
             let by_p95 = slow::best_change(&p95s, 4.4 * reference.variance / n_mean.max(1.0));
             if by_p95.map_or(0.0, |c| c.score) > best.map_or(0.0, |c| c.score) {
@@ -384,29 +379,28 @@ impl Memory {
     }
 
     /// What is judged once a day: the tail alone, and requests that draw apart.
-    fn judge_day(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
+    fn judge_day(&self, reference: &Reference, thresholds: &Thresholds, days: &[Mean]) -> Option<Finding> {
         let shift = self.tail.judge(&reference.shares).filter(|shift| shift.score > thresholds.tail);
-        shift.map(Finding::Tail).or_else(|| self.judge_apart(reference, thresholds))
+        shift.map(Finding::Tail).or_else(|| self.judge_apart(reference, thresholds, days))
     }
 
-    fn judge_apart(&self, reference: &Reference, thresholds: &Thresholds) -> Option<Finding> {
-        let (days, sampling) = self.days_apart(reference);
+    fn judge_apart(&self, reference: &Reference, thresholds: &Thresholds, days: &[Mean]) -> Option<Finding> {
+        let (days, sampling) = self.days_apart(reference, days);
         spread::best_change(&days, sampling, thresholds.spread).map(Finding::Apart)
     }
 
     /// How far apart the requests of the last days are, over the reference's and without what weekends have of their own, on average; `None` with fewer days.
     #[must_use]
     pub fn apart(&self, reference: &Reference, days: usize) -> Option<f32> {
-        let (known, sampling) = self.days_apart(reference);
+        let (known, sampling) = self.days_apart(reference, &self.of_days());
         spread::lately(&known, sampling, days)
     }
 
     /// Days of which level and spread are known, the oldest first, and what the number of requests leaves in them.
     #[expect(clippy::cast_precision_loss, reason = "days")]
-    fn days_apart(&self, reference: &Reference) -> (Vec<spread::Day>, spread::Sampling) {
-        let (mut days, mut requests) = (Vec::with_capacity(slow::DAYS_MAX), 0.0);
-        for ago in 0..slow::DAYS_MAX {
-            let of_day = self.day(ago);
+    fn days_apart(&self, reference: &Reference, means: &[Mean]) -> (Vec<spread::Day>, spread::Sampling) {
+        let (mut days, mut requests) = (Vec::with_capacity(means.len()), 0.0);
+        for (ago, of_day) in means.iter().enumerate() {
             if let Some((spread, weekend)) = self.tail.apart(ago).filter(|_| of_day.n >= DAY_REQUESTS_MIN) {
                 days.push(spread::Day { level: of_day.level, spread, weekend });
                 requests += of_day.n;
@@ -427,17 +421,17 @@ impl Memory {
         fast::mean_of((0..DAY_BLOCKS).filter_map(|b| self.blocks.back(day * DAY_BLOCKS + b)))
     }
 
-    fn daily_p95s(&self) -> Vec<f32> {
-        self.days().into_iter().map(|day| day.level + day.height).collect()
+    /// Those of all whole days, the newest first.
+    fn of_days(&self) -> Vec<Mean> {
+        (0..self.blocks.len() / DAY_BLOCKS).map(|day| self.day(day)).collect()
     }
 
     /// Days that have a p95, the oldest first, with the spreads (over the reference's) of those that ended at the midnight of each.
-    fn days(&self) -> Vec<forecast::Day> {
-        let count = self.blocks.len() / DAY_BLOCKS;
-        let mut days = Vec::with_capacity(count);
-        days.extend((0..count).filter_map(|day| {
+    fn days(&self, means: &[Mean]) -> Vec<forecast::Day> {
+        let mut days = Vec::with_capacity(means.len());
+        days.extend(means.iter().enumerate().filter_map(|(day, mean)| {
             let height = self.p95.back(day * DAY_BLOCKS)?.get()?;
-            Some(forecast::Day { height, level: self.day_mean(day), spread: self.tail.apart(day).map(|apart| apart.0) })
+            Some(forecast::Day { height, level: mean.level, spread: self.tail.apart(day).map(|apart| apart.0) })
         }));
         days.reverse();
         days
@@ -450,20 +444,13 @@ fn cell_of((n, sum): (f32, f64), levels: bool) -> Cell {
     (Count::new(n as u64), if n > 0.0 && levels { Level::new((sum / f64::from(n)) as f32) } else { Level::default() })
 }
 
-/// Levels of the days that end so many blocks before the newest one's end, the oldest first, and the usual number of requests in one.
+/// Levels of the days with requests enough, the oldest first, and the usual number of requests in one.
 #[expect(clippy::cast_precision_loss, reason = "days")]
-fn daily_means(blocks: &Ring<Cell>, skip: usize) -> (Vec<f32>, f32) {
-    let (mut levels, mut requests) = (Vec::with_capacity(slow::DAYS_MAX), 0.0);
-    for day in 0..slow::DAYS_MAX {
-        let first = skip + day * DAY_BLOCKS;
-        if blocks.len() < first + DAY_BLOCKS {
-            break;
-        }
-        let mean = fast::mean_of((first..first + DAY_BLOCKS).filter_map(|b| blocks.back(b)));
-        if mean.n >= DAY_REQUESTS_MIN {
-            levels.push(mean.level);
-            requests += mean.n;
-        }
+fn daily_means(days: &[Mean]) -> (Vec<f32>, f32) {
+    let (mut levels, mut requests) = (Vec::with_capacity(days.len()), 0.0);
+    for day in days.iter().filter(|day| day.n >= DAY_REQUESTS_MIN) {
+        levels.push(day.level);
+        requests += day.n;
     }
     levels.reverse();
     let n = levels.len() as f32;
