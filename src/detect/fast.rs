@@ -139,13 +139,11 @@ impl Fast {
     /// The mean over the last quarters of an hour; more than are kept are whole hours.
     #[must_use]
     pub fn mean(&self, window: usize) -> Mean {
-        if window <= 24 { mean_of((0..window).map_while(|ago| self.quarters.back(ago))) } else { self.mean_of_hours(window / 4) }
-    }
-
-    /// The mean over the last whole hours, up to a day.
-    #[must_use]
-    pub fn mean_of_hours(&self, hours: usize) -> Mean {
-        mean_of((0..hours).map_while(|ago| self.hours.back(ago)))
+        if window <= 24 {
+            mean_of((0..window).map_while(|ago| self.quarters.back(ago)))
+        } else {
+            mean_of((0..window / 4).map_while(|ago| self.hours.back(ago)))
+        }
     }
 
     /// How far the quarters of a window scatter about its mean, as the variance of that mean: what lasts a few minutes scatters, a step does not.

@@ -3,12 +3,17 @@
 //! # Source
 //! Intervention analysis (Box & Tiao, JASA 70, 1975) by generalised least squares (Aitken, Proc. R. Soc. Edinburgh 55, 1935) over means of windows of any length:
 //! their covariances are those of the wander of [`super::fast`], and of the number of requests. What the level was in the last hours before tells more of what it
-//! would have been than any mean of days. The scale is the endpoint's own, shrunk to the fleet's (Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004).
+//! would have been than any mean of days. The scale is the endpoint's own, shrunk to the fleet's (Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004); what is far beyond the
+//! rest, as an incident of last week, counts for no more than three deviations (Huber, Robust Statistics, 1981, 7.7), whose scale is the median's.
 
 use super::fast::{self, Mean};
 
 /// How many windows of an endpoint's own the fleet's noise outweighs.
 const FLEET_WINDOWS: f32 = 10.0;
+/// Squares of residuals count up to so many times their scale.
+const SQUARE_MAX: f32 = 9.0;
+/// The median of the square of a standard normal.
+const MEDIAN_SQUARE: f32 = 0.454_94;
 /// Windows at most.
 pub const WINDOWS_MAX: usize = 40;
 
@@ -56,7 +61,16 @@ pub fn step(windows: &[Window], variance: f32) -> Option<(f32, f32)> {
     let (one_one, one_step, with_one) = (sum(1, 1), sum(1, 2), sum(0, 1));
     let information = sum(2, 2) - one_step * one_step / one_one;
     let size = (sum(0, 2) - with_one * one_step / one_one) / information;
-    let rest = (sum(0, 0) - with_one * with_one / one_one - size * size * information).max(0.0);
+    let level = (with_one - size * one_step) / one_one;
+    let mut squares = [0.0_f32; WINDOWS_MAX];
+    for (square, row) in squares.iter_mut().zip(white) {
+        let residual = row[0] - level * row[1] - size * row[2];
+        *square = residual * residual;
+    }
+    let squares = &mut squares[..windows.len()];
+    squares.sort_unstable_by(f32::total_cmp);
+    let most = SQUARE_MAX * (squares[windows.len() / 2] / MEDIAN_SQUARE).max(1.0);
+    let rest: f32 = squares.iter().map(|square| square.min(most)).sum();
     let scale = (rest + FLEET_WINDOWS) / (windows.len() as f32 - 2.0 + FLEET_WINDOWS);
     Some((size * (information / scale).sqrt(), size))
 }
@@ -132,6 +146,20 @@ mod tests {
         // What all have in common is no step.
         let moved = of.map(|(hours, n, level)| (hours, n, level + 1.5));
         assert!((step(&windows(&moved), 0.25).unwrap().0 - t).abs() < 1e-3);
+    }
+
+    /// An incident of last week does not hide what is plain, and a level that is always unsteady does.
+    #[test]
+    fn one_wild_window_long_before_hides_little_and_an_unsteady_past_hides_much() {
+        let past = |wild: f32, unsteady: f32| {
+            let noise = |i: u8| unsteady * f32::from(i * 5 % 11) / 100.0;
+            let before = (0..28_u8).map(|i| (f32::from(i) * 6.0 - 168.0, noise(i) + if i == 8 { wild } else { 0.0 }));
+            let after = (0..4_u8).map(|i| (f32::from(i) * 6.0, noise(i) + 0.3));
+            let of: Vec<_> = before.chain(after).map(|(from, level)| ((from, from + 6.0), 700.0, level)).collect();
+            step(&windows(&of), 0.25).unwrap().0
+        };
+        let (calm, wild, unsteady) = (past(0.0, 1.0), past(1.5, 1.0), past(0.0, 6.0));
+        assert!(wild > 0.5 * calm && unsteady < 0.3 * calm, "{calm} {wild} {unsteady}");
     }
 
     #[test]

@@ -64,7 +64,8 @@ impl Verdict {
 }
 
 impl Markers {
-    /// Sets a marker into the running quarter, which is not over yet. What one of the days before changes from now on could be this one's doing: it is judged no more.
+    /// Sets a marker into the running quarter, which is not over yet. What changes from now on is rather its doing than that of one a day old or older, which is judged no
+    /// more.
     pub fn set(&mut self, quarter: i64, fast: &Fast) {
         if self.0.iter().any(|m| m.quarter == quarter) {
             return;
@@ -83,6 +84,10 @@ impl Markers {
         let mut found: Option<Verdict> = None;
         for m in &self.0 {
             let Some((score, change)) = m.look(quarter, fast, blocks, variance) else { continue };
+            let explains_more = |later: &Watched| later.quarter > m.quarter && later.step(quarter, fast, blocks, variance).is_some_and(|(s, _)| s > score);
+            if quarter - m.quarter >= DAY - 1 && self.0.iter().any(explains_more) {
+                continue;
+            }
             if score > threshold && change > CHANGE_MIN && found.is_none_or(|f| score > f.score) {
                 let visible = threshold * change / score;
                 found = Some(Verdict { marker: m.quarter, hours: (quarter + 1 - m.quarter) / 4, score, change, visible });
@@ -111,6 +116,14 @@ impl Watched {
         if since < 1 || (since + 1) % DAY != 0 || fast.mean(96).n < REQUESTS_MIN || before.n < REQUESTS_MIN {
             return None;
         }
+        self.step(quarter, fast, blocks, variance)
+    }
+
+    /// The score of a step at the marker, and its size; `None` within the first hour.
+    fn step(&self, quarter: i64, fast: &Fast, blocks: &Ring<Cell>, variance: f32) -> Option<(f32, f32)> {
+        if quarter - self.quarter < 4 {
+            return None;
+        }
         intervention::step(&self.windows(quarter, fast, blocks), variance)
     }
 
@@ -118,10 +131,17 @@ impl Watched {
     fn windows(&self, quarter: i64, fast: &Fast, blocks: &Ring<Cell>) -> Vec<Window> {
         let place = |ago: i64| usize::try_from(ago).unwrap_or(0);
         let window = |from: i64, to: i64, mean: Mean| window(from - self.quarter, to - self.quarter, mean);
+        // Of hours of which nothing is known, at either end, a window claims none.
+        let known = |cells: &[Cell], end: i64, length: i64| {
+            let is_known = |cell: &Cell| cell.1.get().is_some();
+            let (first, last) = (cells.iter().position(is_known)?, cells.iter().rposition(is_known)?);
+            let mean = fast::mean_of(cells[first..=last].iter().copied());
+            window(end - i64::try_from(last + 1).ok()? * length, end - i64::try_from(first).ok()? * length, mean)
+        };
         let newest_end = quarter - quarter.rem_euclid(BLOCK);
         let of_blocks = |newest: i64, number: i64| {
-            let mean = fast::mean_of((place(newest)..place(newest + number)).map_while(|ago| blocks.back(ago)));
-            window(newest_end - (newest + number) * BLOCK, newest_end - newest * BLOCK, mean)
+            let cells: Vec<Cell> = (place(newest)..place(newest + number)).map_while(|ago| blocks.back(ago)).collect();
+            known(&cells, newest_end - newest * BLOCK, BLOCK)
         };
         let own = self.quarter - self.quarter.rem_euclid(BLOCK);
         // How many blocks ago the marker's own one was left, and the hours since.
@@ -135,7 +155,8 @@ impl Watched {
         let days = days.chain((before..before + BLOCKS_BEFORE).rev().map(|block| of_blocks(block, 1)));
         let eve = window(own, self.quarter, fast::mean_of([self.eve].into_iter()));
         let after = ((newest_end - day + BLOCK - 1) / BLOCK..before - 1).rev().map(|block| of_blocks(block, 1));
-        let of_day = window(day, hour, fast.mean_of_hours(place((hour - day) / 4)));
+        let hours: Vec<Cell> = (0..place((hour - day) / 4)).map_while(|ago| fast.hours.back(ago)).collect();
+        let of_day = known(&hours, hour, 4);
         let of_hour = window(hour, quarter + 1, fast.mean(place(quarter + 1 - hour)));
         days.chain([eve]).chain(after).chain([of_day, of_hour]).flatten().collect()
     }
@@ -166,6 +187,13 @@ mod tests {
             Self { fast: Fast::default(), blocks: Ring::new(168) }
         }
 
+        /// The newest hour was one of which nothing is known.
+        fn forget_hour(&mut self) {
+            let hours: Vec<Cell> = (1..self.fast.hours.len()).rev().filter_map(|ago| self.fast.hours.back(ago)).collect();
+            self.fast.hours = Ring::new(24);
+            hours.into_iter().chain([Cell::default()]).for_each(|hour| self.fast.hours.push(hour));
+        }
+
         /// Takes in a quarter; hours and blocks end after it was judged.
         fn quarter(&mut self, quarter: i64, level: &impl Fn(i64) -> f32, judge: impl FnOnce(&Self)) {
             let cell = |quarters: i64| {
@@ -184,7 +212,8 @@ mod tests {
         }
     }
 
-    /// At whatever time of the day it is set, all that was since is looked at, but for the rest of its own block after the first day, and nothing of both sides at once.
+    /// At whatever time of the day it is set, all that was since is looked at, but for the rest of its own hour and, after the first day, of its own block, and nothing of
+    /// both sides at once.
     #[test]
     fn windows_have_what_was_before_and_since_and_nothing_twice() {
         for offset in (0..DAY).step_by(5).chain([23, 24, 25, 95]) {
@@ -214,6 +243,44 @@ mod tests {
                     assert!(length(false) >= 20.0 * 24.0 - 6.0, "{offset} {windows:?}");
                     assert!(windows.len() <= intervention::WINDOWS_MAX && (windows.last().unwrap().hours.1 - since).abs() < 0.01);
                 });
+            }
+        }
+    }
+
+    /// A deploy that is harmless is not accused of what the next one of the same day did.
+    #[test]
+    fn of_two_markers_of_a_day_the_one_that_explains_more_is_named() {
+        let (first, second) = (FIRST + 25 * DAY + 41, FIRST + 25 * DAY + 65);
+        let level = |quarter: i64| if quarter > second { 0.3 } else { 0.0 } + [0.0, 0.05, -0.04][usize::try_from((quarter / DAY) % 3).unwrap()];
+        let (mut past, mut markers, mut found) = (Past::new(), Markers::default(), Vec::new());
+        for quarter in FIRST..second + DAYS * DAY {
+            if [first, second].contains(&quarter) {
+                markers.set(quarter, &past.fast);
+            }
+            past.quarter(quarter, &level, |past| found.extend(markers.judge(quarter, &past.fast, &past.blocks, 0.25, 3.0)));
+        }
+        assert!(!found.is_empty() && found.iter().all(|verdict| verdict.marker == second), "{found:?}");
+    }
+
+    /// Of twenty hours nobody listened to after a marker nothing is claimed.
+    #[test]
+    fn a_window_claims_no_hours_of_which_nothing_is_known() {
+        let marker = FIRST + 25 * DAY + 41;
+        let (mut past, mut watched) = (Past::new(), None);
+        for quarter in FIRST..marker + DAY {
+            if quarter == marker {
+                let mut markers = Markers::default();
+                markers.set(quarter, &past.fast);
+                watched = Some(markers.0[0]);
+            }
+            past.quarter(quarter, &|_| 0.0, |past| {
+                if quarter + 1 == marker + DAY {
+                    let windows = watched.unwrap().windows(quarter, &past.fast, &past.blocks);
+                    assert!(windows.iter().filter(|w| w.hours.0 >= 0.0).all(|w| w.hours.0 >= 19.0), "{windows:?}");
+                }
+            });
+            if (marker..marker + 80).contains(&quarter) && (quarter + 1) % 4 == 0 {
+                past.forget_hour();
             }
         }
     }

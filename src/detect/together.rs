@@ -387,11 +387,11 @@ fn size_of(finding: &Finding) -> Option<f32> {
     }
 }
 
-/// Quarters of an hour that show it, a day at most.
+/// Quarters of an hour since it began, as far as that is known: what was before is before them.
 fn window_of(finding: &Finding) -> usize {
     match finding {
         Finding::Step(f) => f.quarters,
-        Finding::Marked(f) => f.quarters(),
+        Finding::Marked(f) => usize::try_from(f.hours * 4).unwrap_or(DAY_PARTS),
         _ => 96,
     }
 }
