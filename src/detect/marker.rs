@@ -85,10 +85,8 @@ impl Markers {
         for m in &self.0 {
             let Some((score, change)) = m.look(quarter, fast, blocks, variance) else { continue };
             let explains_more = |later: &Watched| later.quarter > m.quarter && later.step(quarter, fast, blocks, variance).is_some_and(|(s, _)| s > score);
-            if quarter - m.quarter >= DAY - 1 && self.0.iter().any(explains_more) {
-                continue;
-            }
-            if score > threshold && change > CHANGE_MIN && found.is_none_or(|f| score > f.score) {
+            let is_late = quarter - m.quarter >= DAY - 1;
+            if score > threshold && change > CHANGE_MIN && found.is_none_or(|f| score > f.score) && !(is_late && self.0.iter().any(explains_more)) {
                 let visible = threshold * change / score;
                 found = Some(Verdict { marker: m.quarter, hours: (quarter + 1 - m.quarter) / 4, score, change, visible });
             }
