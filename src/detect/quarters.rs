@@ -41,10 +41,11 @@ struct Series {
     kept: VecDeque<Histogram>,
 }
 
-/// Those of all endpoints, in memory.
+/// Those of all endpoints, or of those from one on, in memory.
 #[derive(Clone, Debug, Default)]
 pub struct Quarters {
     by_endpoint: Vec<Series>,
+    first_endpoint: u32,
     /// Quarters before this one are over: what still comes for them is too late.
     open_from: i64,
     first: Option<i64>,
@@ -52,15 +53,22 @@ pub struct Quarters {
 }
 
 impl Quarters {
+    /// Those of endpoints from this one on.
+    #[must_use]
+    pub fn of_endpoints_from(first: EndpointId) -> Self {
+        Self { first_endpoint: first.0, ..Self::default() }
+    }
+
+    fn place(&self, id: EndpointId) -> Option<usize> {
+        Some(id.0.checked_sub(self.first_endpoint)? as usize)
+    }
+
     /// Counts something into a slot of an endpoint.
     pub fn count(&mut self, id: EndpointId, slot: Slot, count: impl FnOnce(&mut Histogram)) {
         let quarter = quarter_of(slot);
-        if quarter < self.open_from {
-            return;
-        }
+        let Some(at) = self.place(id).filter(|_| quarter >= self.open_from) else { return };
         self.first = Some(self.first.map_or(quarter, |first| first.min(quarter)));
         self.last = self.last.max(Some(quarter));
-        let at = id.0 as usize;
         if at >= self.by_endpoint.len() {
             self.by_endpoint.resize_with(at + 1, Series::default);
         }
@@ -88,7 +96,7 @@ impl Quarters {
     /// One quarter of an endpoint.
     #[must_use]
     pub fn of(&self, id: EndpointId, quarter: i64) -> Option<&Histogram> {
-        let series = self.by_endpoint.get(id.0 as usize)?;
+        let series = self.by_endpoint.get(self.place(id)?)?;
         series.kept.get(usize::try_from(quarter - series.first).ok()?)
     }
 
@@ -99,7 +107,7 @@ impl Quarters {
 
     /// Forgets what an endpoint had before a quarter.
     pub fn forget(&mut self, id: EndpointId, before: i64) {
-        let Some(series) = self.by_endpoint.get_mut(id.0 as usize) else { return };
+        let Some(series) = self.place(id).and_then(|at| self.by_endpoint.get_mut(at)) else { return };
         while series.first < before && series.kept.pop_front().is_some() {
             series.first += 1;
         }

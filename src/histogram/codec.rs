@@ -5,6 +5,8 @@
 //! (less 2) follows, else it is 1. *Counts*, for many: the number of bytes, then the counts of an `HdrHistogram` V2 payload, which follow its head there:
 //! `ZigZag` numbers, those below zero standing for so many empty buckets. All numbers are LEB128. 20 values take about 23 bytes, 10,000 about 890.
 
+use smallvec::SmallVec;
+
 use super::{Digits, Histogram};
 
 /// Why bytes are no histogram.
@@ -168,7 +170,8 @@ fn put_v2_counts(out: &mut Vec<u8>, histogram: &Histogram) {
 /// # Errors
 /// [`Error::Malformed`] when the bytes are not what [`put`] writes.
 pub fn take(bytes: &mut &[u8]) -> Result<Histogram, Error> {
-    let mut buckets = Vec::new();
+    // Those of a quiet quarter of an hour take no memory on the way.
+    let mut buckets = SmallVec::<[(u16, u64); 32]>::new();
     let digits = take_each(bytes, |_, bucket, count| buckets.push((bucket, count)))?;
     Ok(Histogram::from_buckets(digits, &buckets))
 }

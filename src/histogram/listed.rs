@@ -22,6 +22,11 @@ fn count_of(entry: u32) -> u64 {
 }
 
 impl Listed {
+    /// An empty one with room for so many buckets.
+    pub(super) fn with_room_for(buckets: usize) -> Self {
+        Self(SmallVec::with_capacity(buckets.min(BUCKETS_MAX)))
+    }
+
     /// The buckets with their counts, ascending.
     pub fn buckets(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
         self.0.iter().map(|e| (bucket_of(*e), count_of(*e)))

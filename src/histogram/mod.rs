@@ -79,7 +79,7 @@ impl Histogram {
     /// One from sorted, distinct buckets; what is out of order is put in order.
     #[must_use]
     pub fn from_buckets(digits: Digits, buckets: &[(u16, u64)]) -> Self {
-        let mut histogram = Self::new(digits);
+        let mut histogram = Self { digits, counts: Counts::Listed(Listed::with_room_for(buckets.len())) };
         for &(bucket, count) in buckets {
             histogram.record_bucket(bucket, count);
         }

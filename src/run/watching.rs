@@ -35,7 +35,8 @@ use crate::time::{Slot, Tier, Timestamp};
 /// Endpoints whose reference is in one record.
 const LEARNT_AT_ONCE: usize = 1_000;
 
-const MAGIC: [u8; 8] = *b"SBWTCH\0\x03";
+/// What begins the file of what they have learnt; its CRC32C follows, and then the bytes of [`Fleet::keep`].
+pub const MAGIC: [u8; 8] = *b"SBWTCH\0\x03";
 
 /// What the thread is told.
 pub enum Work {
@@ -203,7 +204,7 @@ struct Past15 {
 
 impl Past for Past15 {
     fn prepare(&mut self, ids: Range<u32>, from: i64, to: i64) {
-        self.buffer = Quarters::default();
+        self.buffer = Quarters::of_endpoints_from(EndpointId(ids.start));
         let wanted = Wanted::These(ids.map(EndpointId).collect());
         let mut reading = self.reader.begin();
         for block in self.index.blocks(Tier::Quarter, Timestamp(from * QUARTER_MS), Timestamp(to * QUARTER_MS)) {

@@ -13,6 +13,7 @@ use slowburn::detect::quarters::{DAY_QUARTERS, Past, QUARTER_MS};
 use slowburn::detect::watch::is_slow_run;
 use slowburn::endpoint::{EndpointId, EndpointKey};
 use slowburn::histogram::{Digits, Histogram};
+use slowburn::run::watching::MAGIC;
 
 use super::answers::Answers;
 use super::load::{BATCHES, Load, now_ms, run};
@@ -35,9 +36,6 @@ const DAYS: i64 = 30;
 /// 32 connections with 1,000 timings each: 100k a second, which leaves a core to the detectors.
 const CONNECTIONS: usize = 32;
 const INTERVAL: Duration = Duration::from_millis(320);
-
-/// What begins the file that the detectors keep.
-const MAGIC: [u8; 8] = *b"SBWTCH\0\x01";
 
 /// Quarters of an hour of any endpoint, some twenty requests in each hour.
 struct Quarters {
