@@ -19,7 +19,7 @@ pub struct Thresholds {
     pub fast: f32,
     /// The tail.
     pub tail: f32,
-    /// Before against after a marker.
+    /// Before against after a marker, where they are seldom ([`Thresholds::of_marker`]).
     pub marker: f32,
     /// Traffic against nothing changed, and against an ordinary lull.
     pub traffic: (f32, f32),
@@ -42,6 +42,8 @@ const SLOW: Family = Family { measured: &[(3.9, 0.070), (4.4, 0.0306), (4.7, 0.0
 // Simulated endpoints whose spread wanders by 2 % a day besides (correlation 0.5 from one to the next), 1,900 months: by chance alone it is a quarter as often.
 const SPREAD: Family = Family { measured: &[(3.87, 0.12), (4.23, 0.064), (4.75, 0.030), (5.43, 0.010), (6.25, 0.0035)], share: 0.3 };
 const MARKER: Family = Family { measured: &[(2.6, 0.0454), (3.0, 0.0171), (3.4, 0.0056), (3.8, 0.0019), (4.2, 0.0009)], share: 0.35 };
+/// Up to so many markers in four weeks are what it was measured with.
+const SELDOM: f32 = 4.0;
 const FAST: Family = Family { measured: &[(4.0, 0.02), (4.4, 0.009), (4.7, 0.0042), (5.0, 0.0021), (5.3, 0.0007)], share: 0.04 };
 // Measured where it errs, on the hourly levels of real services (ten series, 500 months): simulated ones never reached these scores in 2,160 months.
 const TAIL: Family = Family { measured: &[(4.2, 0.022), (4.6, 0.014), (5.0, 0.010), (5.8, 0.004), (6.5, 0.002)], share: 0.5 };
@@ -70,6 +72,12 @@ impl Family {
         let ((low, often), (high, seldom)) = (self.measured[after], self.measured[after + 1]);
         low + (high - low) * libm::logf(often / rate) / libm::logf(often / seldom)
     }
+
+    /// By how much the score rises when so many times (e) less is asked for, where the fewest were measured.
+    fn for_each_e_fold(&self) -> f32 {
+        let [.., (low, often), (high, seldom)] = self.measured else { return 0.0 };
+        (high - low) / libm::logf(often / seldom)
+    }
 }
 
 impl Thresholds {
@@ -78,6 +86,12 @@ impl Thresholds {
     pub fn never() -> Self {
         let never = f32::MAX;
         Self { slow: never, spread: never, fast: never, tail: never, marker: never, traffic: (never, never), traffic_slower: (never, never), flow: never }
+    }
+
+    /// The score after a marker of which there were so many in four weeks: each is looked at, and all of them have one share of the budget.
+    #[must_use]
+    pub fn of_marker(&self, markers: f32) -> f32 {
+        self.marker + MARKER.for_each_e_fold() * libm::logf((markers / SELDOM).max(1.0))
     }
 
     /// For a budget of false alarms per endpoint and 30 days, of each class: latency and traffic.
@@ -120,6 +134,15 @@ mod tests {
                 assert!((family.threshold(rate / family.share) - score).abs() < 1e-4, "{score}");
             }
         }
+    }
+
+    #[test]
+    fn so_many_times_the_markers_have_so_much_less_of_the_budget_each() {
+        let at = |rate: f32| Thresholds { marker: MARKER.threshold(rate / MARKER.share), ..Thresholds::default() };
+        let seldom = at(0.0019);
+        assert!((seldom.of_marker(SELDOM) - seldom.marker).abs() < 1e-6 && (seldom.of_marker(0.0) - seldom.marker).abs() < 1e-6);
+        assert!((seldom.of_marker(SELDOM * 19.0 / 9.0) - 4.2).abs() < 1e-4);
+        assert!((seldom.of_marker(SELDOM * 19.0) - at(0.0001).marker).abs() < 1e-4, "as far beyond the table");
     }
 
     #[test]

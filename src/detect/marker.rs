@@ -26,6 +26,9 @@ const CHANGE_MIN: f32 = 0.05;
 const REQUESTS_MIN: f32 = 8.0;
 /// Markers that are watched at a time; more push out the oldest.
 const MARKERS: usize = 2;
+/// Over how many days it is asked how many markers there are, and the parts in which they are counted.
+const OFTEN_DAYS: u32 = 28;
+const PARTS: u16 = 64;
 
 /// A marker that is being watched.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,9 +39,13 @@ struct Watched {
     eve: Cell,
 }
 
-/// The markers that are being watched.
+/// The markers that are being watched, and how many there are.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Markers(Vec<Watched>);
+pub struct Markers {
+    watched: Vec<Watched>,
+    /// Markers of the last four weeks in 64ths; each day counts for a 28th less than the next.
+    often: u16,
+}
 
 /// What a marker changed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,31 +74,55 @@ impl Markers {
     /// Sets a marker into the running quarter, which is not over yet. What changes from now on is rather its doing than that of one a day old or older, which is judged no
     /// more.
     pub fn set(&mut self, quarter: i64, fast: &Fast) {
-        if self.0.iter().any(|m| m.quarter == quarter) {
+        if self.watched.iter().any(|m| m.quarter == quarter) {
             return;
         }
-        self.0.retain(|m| quarter - m.quarter < DAY);
-        if self.0.len() == MARKERS {
-            self.0.remove(0);
+        self.often = self.often.saturating_add(PARTS);
+        self.watched.retain(|m| quarter - m.quarter < DAY);
+        if self.watched.len() == MARKERS {
+            self.watched.remove(0);
         }
         let part = usize::try_from(quarter.rem_euclid(BLOCK)).unwrap_or(0);
         let [before, eve] = [96, part].map(|quarters| fast.mean(quarters)).map(|mean| cell_of((mean.n, f64::from(mean.n * mean.level)), true));
-        self.0.push(Watched { quarter, before, eve });
+        self.watched.push(Watched { quarter, before, eve });
+    }
+
+    /// Whether any is watched.
+    #[must_use]
+    pub fn are_watched(&self) -> bool {
+        !self.watched.is_empty()
+    }
+
+    /// How many there were in the last four weeks, those of the last days most of all.
+    #[must_use]
+    pub fn often(&self) -> f32 {
+        f32::from(self.often) / f32::from(PARTS)
+    }
+
+    /// Begins another day.
+    #[expect(clippy::cast_possible_truncation, reason = "less than it was")]
+    pub fn turn_day(&mut self) {
+        self.often = (u32::from(self.often) * (OFTEN_DAYS - 1) / OFTEN_DAYS) as u16;
+    }
+
+    /// None is watched; how many there were stays.
+    pub fn forget_watched(&mut self) {
+        self.watched.clear();
     }
 
     /// Judges after a quarter that is over and was taken in; `blocks` are those that are over, before it.
     pub fn judge(&mut self, quarter: i64, fast: &Fast, blocks: &Ring<Cell>, variance: f32, threshold: f32) -> Option<Verdict> {
         let mut found: Option<Verdict> = None;
-        for m in &self.0 {
+        for m in &self.watched {
             let Some((score, change)) = m.look(quarter, fast, blocks, variance) else { continue };
             let explains_more = |later: &Watched| later.quarter > m.quarter && later.step(quarter, fast, blocks, variance).is_some_and(|(s, _)| s > score);
             let is_late = quarter - m.quarter >= DAY - 1;
-            if score > threshold && change > CHANGE_MIN && found.is_none_or(|f| score > f.score) && !(is_late && self.0.iter().any(explains_more)) {
+            if score > threshold && change > CHANGE_MIN && found.is_none_or(|f| score > f.score) && !(is_late && self.watched.iter().any(explains_more)) {
                 let visible = threshold * change / score;
                 found = Some(Verdict { marker: m.quarter, hours: (quarter + 1 - m.quarter) / 4, score, change, visible });
             }
         }
-        self.0.retain(|m| quarter + 1 - m.quarter < DAYS * DAY);
+        self.watched.retain(|m| quarter + 1 - m.quarter < DAYS * DAY);
         found
     }
 }
@@ -223,7 +254,7 @@ mod tests {
                 if quarter == marker {
                     let mut markers = Markers::default();
                     markers.set(quarter, &past.fast);
-                    watched = Some(markers.0[0]);
+                    watched = Some(markers.watched[0]);
                 }
                 past.quarter(quarter, &level, |past| {
                     let Some(watched) = watched.filter(|_| quarter > marker && (quarter + 1 - marker) % DAY == 0) else { return };
@@ -269,7 +300,7 @@ mod tests {
             if quarter == marker {
                 let mut markers = Markers::default();
                 markers.set(quarter, &past.fast);
-                watched = Some(markers.0[0]);
+                watched = Some(markers.watched[0]);
             }
             past.quarter(quarter, &|_| 0.0, |past| {
                 if quarter + 1 == marker + DAY {
@@ -289,9 +320,29 @@ mod tests {
         let (mut markers, past) = (Markers::default(), Past::new());
         markers.set(FIRST, &past.fast);
         markers.set(FIRST + DAY - 1, &past.fast);
-        assert_eq!(markers.0.iter().map(|m| m.quarter - FIRST).collect::<Vec<_>>(), [0, DAY - 1]);
+        assert_eq!(markers.watched.iter().map(|m| m.quarter - FIRST).collect::<Vec<_>>(), [0, DAY - 1]);
         markers.set(FIRST + DAY, &past.fast);
-        assert_eq!(markers.0.iter().map(|m| m.quarter - FIRST).collect::<Vec<_>>(), [DAY - 1, DAY]);
+        assert_eq!(markers.watched.iter().map(|m| m.quarter - FIRST).collect::<Vec<_>>(), [DAY - 1, DAY]);
+    }
+
+    /// Eight a day are 224 in four weeks, one a week is four; what is long ago is forgotten.
+    #[test]
+    fn it_is_known_how_many_there_were_in_four_weeks() {
+        let (mut markers, past) = (Markers::default(), Past::new());
+        let mut live = |markers: &mut Markers, days: i64, of_day: &dyn Fn(i64) -> i64| {
+            for day in 0..days {
+                for marker in 0..of_day(day) {
+                    markers.set(FIRST + day * DAY + 4 * marker, &past.fast);
+                }
+                markers.turn_day();
+            }
+            markers.often()
+        };
+        let often = live(&mut markers, 140, &|_| 8);
+        assert!((often - 8.0 * 27.0).abs() < 3.0, "{often}");
+        let seldom = live(&mut markers, 280, &|day| i64::from(day % 7 == 0));
+        assert!((seldom - 3.5).abs() < 0.8, "{seldom}");
+        assert!(live(&mut markers, 200, &|_| 0) < 0.5);
     }
 
     #[test]
@@ -308,7 +359,7 @@ mod tests {
                 }
                 past.quarter(quarter, &level, |past| found.extend(markers.judge(quarter, &past.fast, &past.blocks, 0.25, 3.6)));
             }
-            assert!(markers.0.is_empty(), "it is watched for three days");
+            assert!(markers.watched.is_empty(), "it is watched for three days");
             found.iter().map(|verdict| verdict.hours).collect::<Vec<_>>()
         };
         assert_eq!(told(0.0), [] as [i64; 0]);

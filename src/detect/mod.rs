@@ -150,8 +150,8 @@ impl Memory {
             self.traffic_rests_until = hour + TRAFFIC_REST_HOURS;
             found[1] = Some(Finding::Collapse(c));
         }
-        if let Some(reference) = reference.filter(|_| found[0].is_none()) {
-            let verdict = self.markers.judge(quarter, &self.fast, &self.blocks, reference.variance, thresholds.marker);
+        if let Some(reference) = reference.filter(|_| found[0].is_none() && self.markers.are_watched()) {
+            let verdict = self.markers.judge(quarter, &self.fast, &self.blocks, reference.variance, thresholds.of_marker(self.markers.often()));
             if let Some(v) = verdict.filter(|_| hour >= self.latency_rests_until) {
                 self.latency_rests_until = hour + LATENCY_REST_HOURS;
                 found[0] = Some(Finding::Marked(v));
@@ -195,6 +195,12 @@ impl Memory {
         self.markers.set(quarter, &self.fast);
     }
 
+    /// Takes over how many markers there were; those that are watched are forgotten.
+    fn remember_markers_of(&mut self, before: Self) {
+        self.markers = before.markers;
+        self.markers.forget_watched();
+    }
+
     fn judge_fast(&mut self, reference: &Reference, thresholds: &Thresholds, hour: i64, of_hour: i64) -> Option<Finding> {
         let quiet = hour >= self.latency_rests_until;
         let since_block = usize::try_from(hour.rem_euclid(BLOCK_HOURS) * 4 + of_hour + 1).unwrap_or(0);
@@ -229,6 +235,7 @@ impl Memory {
             let week = (hour + 1).rem_euclid(168) == 0;
             self.fast.turn_day(hour >= self.latency_rests_until, week);
             self.traffic.turn_day(hour >= self.traffic_rests_until, week);
+            self.markers.turn_day();
         }
     }
 

@@ -252,13 +252,14 @@ impl Watch {
         self.reference = Reference::learn(&parts);
         let Some(reference) = &self.reference else { return };
         let (never, mut scratch) = (Thresholds::never(), Residuals::new());
-        self.memory = Memory::default();
+        let before = std::mem::take(&mut self.memory);
         for (passed, (quarter, timings)) in (1..).zip((from..).zip(quarters)) {
             self.memory.quarter(Some(reference), &never, quarter, timings);
             if is_slow_run(quarter) && passed >= DAY_PARTS {
                 self.memory.slow(reference, &never, quarter.div_euclid(4), &parts[passed - DAY_PARTS..passed], &mut scratch);
             }
         }
+        self.memory.remember_markers_of(before);
     }
 
     /// What was learnt, to be kept; `None` before that.

@@ -36,7 +36,7 @@ use crate::time::{Slot, Tier, Timestamp};
 const LEARNT_AT_ONCE: usize = 1_000;
 
 /// What begins the file of what they have learnt; its CRC32C follows, and then the bytes of [`Fleet::keep`].
-pub const MAGIC: [u8; 8] = *b"SBWTCH\0\x03";
+pub const MAGIC: [u8; 8] = *b"SBWTCH\0\x04";
 
 /// What the thread is told.
 pub enum Work {
