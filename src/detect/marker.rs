@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn it_is_known_how_many_there_were_in_four_weeks() {
         let (mut markers, past) = (Markers::default(), Past::new());
-        let mut live = |markers: &mut Markers, days: i64, of_day: &dyn Fn(i64) -> i64| {
+        let live = |markers: &mut Markers, days: i64, of_day: &dyn Fn(i64) -> i64| {
             for day in 0..days {
                 for marker in 0..of_day(day) {
                     markers.set(FIRST + day * DAY + 4 * marker, &past.fast);
