@@ -87,8 +87,8 @@ pub struct Memory {
     block: (f32, f64),
     /// Requests of the running hour.
     hour_requests: u32,
-    /// The hour in which a rise was found that may go on.
-    rising_since: i64,
+    /// Whether a rise was found that may go on.
+    is_rising: bool,
     latency_rests_until: i64,
     traffic_rests_until: i64,
 }
@@ -106,7 +106,7 @@ impl Default for Memory {
             hour: (0.0, 0.0),
             block: (0.0, 0.0),
             hour_requests: 0,
-            rising_since: i64::MAX,
+            is_rising: false,
             latency_rests_until: 0,
             traffic_rests_until: 0,
         }
@@ -277,7 +277,7 @@ impl Memory {
         let found = if ends_day { found.or_else(|| self.judge_day(reference, thresholds, &days)) } else { found };
         if found.is_some() {
             self.latency_rests_until = hour + LATENCY_REST_HOURS;
-            self.rising_since = self.rising_since.min(hour);
+            self.is_rising = true;
         }
         found
     }
@@ -285,12 +285,12 @@ impl Memory {
     /// Whether a rise was found.
     #[must_use]
     pub fn is_rising(&self) -> bool {
-        self.rising_since != i64::MAX
+        self.is_rising
     }
 
     /// The rise is over.
     pub(crate) fn rise_is_over(&mut self) {
-        self.rising_since = i64::MAX;
+        self.is_rising = false;
     }
 
     /// Requests of the last quarters of an hour (up to a day) and their mean log level over the reference.
@@ -358,7 +358,7 @@ impl Memory {
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "hours of a day")]
     pub fn forecast(&self, reference: &Reference, limit_ms: f32, hour: i64) -> Option<forecast::Forecast> {
-        if self.rising_since == i64::MAX {
+        if !self.is_rising {
             return None;
         }
         let limit = libm::logf(limit_ms * 1000.0) - reference.median - reference.p95_offset;

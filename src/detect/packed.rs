@@ -1,6 +1,6 @@
 //! What an endpoint's memory is made of: counts in a byte, log levels in two, rings of both. Two kilobytes an endpoint have no room for more.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A count in a byte: exact up to 32, then in steps of 8 % (so within 4 %) up to about 10^9.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -127,8 +127,8 @@ impl Ratio {
     }
 }
 
-/// The last values, the newest first; no more than its capacity.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The last values, the newest first; no more than its capacity. It is kept in the order of time, which takes no place of the newest.
+#[derive(Clone, Debug)]
 pub struct Ring<T> {
     values: Vec<T>,
     next: u16,
@@ -183,6 +183,31 @@ impl<T: Copy + Default> Ring<T> {
     }
 }
 
+/// Values in the order of time, in two parts.
+struct InOrder<'a, T>([&'a [T]; 2]);
+
+impl<T: Serialize> Serialize for InOrder<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0[0].iter().chain(self.0[1]))
+    }
+}
+
+impl<T: Serialize> Serialize for Ring<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // Before it is full, `next` is its length, or 0 just when it has become full.
+        let (newer, older) = self.values.split_at(usize::from(self.next).min(self.values.len()));
+        (self.capacity, InOrder([older, newer])).serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Ring<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (capacity, values) = <(u16, Vec<T>)>::deserialize(deserializer)?;
+        let next = u16::try_from(values.len()).ok().filter(|len| *len < capacity).unwrap_or(0);
+        Ok(Self { values, next, capacity })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,7 +244,15 @@ mod tests {
                 ring.push(*v);
             }
             let last: Vec<_> = values.iter().rev().take(7).copied().collect();
-            prop_assert_eq!((0..8).map_while(|ago| ring.back(ago)).collect::<Vec<_>>(), last);
+            prop_assert_eq!((0..8).map_while(|ago| ring.back(ago)).collect::<Vec<_>>(), last.clone());
+            // And goes on so when it was kept.
+            let mut kept: Ring<u16> = postcard::from_bytes(&postcard::to_stdvec(&ring).unwrap()).unwrap();
+            prop_assert_eq!((0..8).map_while(|ago| kept.back(ago)).collect::<Vec<_>>(), last);
+            for v in [1_001, 1_002, 1_003] {
+                ring.push(v);
+                kept.push(v);
+            }
+            prop_assert_eq!((0..8).map(|ago| kept.back(ago)).collect::<Vec<_>>(), (0..8).map(|ago| ring.back(ago)).collect::<Vec<_>>());
         }
     }
 }

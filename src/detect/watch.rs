@@ -316,3 +316,31 @@ impl Watch {
 pub fn is_slow_run(quarter: i64) -> bool {
     (quarter + 1).rem_euclid(4 * BLOCK_HOURS) == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An endpoint is learnt after two weeks of eight deploys a day: the next one is not taken for the first.
+    #[test]
+    fn learning_forgets_no_number_of_markers() {
+        let (first, never) = (20_458 * DAY, Thresholds::never());
+        let mut timings = Histogram::default();
+        timings.record(100_000, 6);
+        let (mut watch, mut quarters) = (Watch::default(), Vec::new());
+        for quarter in first.. {
+            if watch.learns_at().is_some_and(|hour| hour * 4 == quarter) {
+                break;
+            }
+            if quarter % DAY >= DAY - 8 {
+                watch.marker(quarter);
+            }
+            watch.quarter(&never, quarter, &timings);
+            quarters.push(timings.clone());
+        }
+        let often = watch.memory.markers.often();
+        watch.learn(first, &quarters);
+        assert!(watch.reference().is_some() && often > 80.0, "{often}");
+        assert!((watch.memory.markers.often() - often).abs() < 1e-6 && !watch.memory.markers.are_watched());
+    }
+}
