@@ -127,7 +127,7 @@ impl Ratio {
     }
 }
 
-/// The last values, the newest first; no more than its capacity. It is kept in the order of time, which takes no place of the newest.
+/// The last values, the newest first; no more than its capacity. It is kept in the order of time, so where the newest stands is not.
 #[derive(Clone, Debug)]
 pub struct Ring<T> {
     values: Vec<T>,
